@@ -1,0 +1,102 @@
+"""Every error that roundoff raises on purpose, in one tree.
+
+    RoundoffError               anything below; the command exits with 2
+    ├── UsageError              an argument that cannot be right
+    │   └── UnknownNameError    a name that is not registered (suggests near ones)
+    ├── MissingLibraryError     an optional library is not installed
+    ├── UnsupportedError        a kernel or format cannot do what was asked
+    ├── KernelError             a kernel broke its contract (shape, dtype, wrong back-end ran)
+    ├── GoldenError             golden cannot judge this candidate
+    ├── RunError                a run directory that cannot be read or written
+    └── CellError               one cell failed; the others go on
+        └── WorkerDiedError     ... by taking its process along, or by hanging
+
+A message names the value, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CellError",
+    "GoldenError",
+    "KernelError",
+    "MissingLibraryError",
+    "RoundoffError",
+    "RunError",
+    "UnknownNameError",
+    "UnsupportedError",
+    "UsageError",
+    "WorkerDiedError",
+]
+
+
+class RoundoffError(Exception):
+    """Base of all errors that roundoff raises on purpose."""
+
+
+class UsageError(RoundoffError):
+    """An argument that cannot be right."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not registered; the message suggests near ones.
+
+    >>> raise UnknownNameError("format", "bf15", ["bf16", "fp16", "fp32"])
+    Traceback (most recent call last):
+    ...
+    roundoff.errors.UnknownNameError: unknown format 'bf15'; did you mean 'bf16'?
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.6)
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"known: {', '.join(self.known)}"
+        )
+        super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class MissingLibraryError(RoundoffError):
+    """An optional library is not installed; the message says which extra brings it."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        self.args_ = (library, extra, purpose)
+        super().__init__(
+            f"{purpose} needs {library}, which is not installed; "
+            f"install it with: pip install 'roundoff[{extra}]'"
+        )
+
+    def __reduce__(self) -> tuple[type[MissingLibraryError], tuple[str, str, str]]:
+        return type(self), self.args_
+
+
+class UnsupportedError(RoundoffError):
+    """A kernel or a format cannot do what was asked."""
+
+
+class KernelError(RoundoffError):
+    """A kernel broke its contract: shape, dtype, or another back-end ran."""
+
+
+class GoldenError(RoundoffError):
+    """Golden is not accurate enough to judge this candidate."""
+
+
+class RunError(RoundoffError):
+    """A run directory that cannot be read or written."""
+
+
+class CellError(RoundoffError):
+    """One cell failed; the others go on."""
+
+
+class WorkerDiedError(CellError):
+    """The worker of a cell died or hung."""
