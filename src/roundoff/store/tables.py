@@ -70,9 +70,12 @@ def sql(
         for path in parquet:
             _create_view(connection, path, duckdb.Error)
         try:
-            return connection.execute(query).df()
+            answer = connection.sql(query)
+            if answer is not None:
+                return answer.df()
         except duckdb.Error as error:
             raise UsageError(f"SQL: {' '.join(str(error).split())}") from None
+        raise UsageError(f"SQL: {query!r} gives no table; expected a select")
 
 
 def _create_table(connection: Any, name: str, columns: dict[str, tuple[str, list[Any]]]) -> None:
