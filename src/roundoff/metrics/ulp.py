@@ -17,45 +17,42 @@ from roundoff.metrics.elementwise import aligned
 __all__ = ["TopValues", "p99", "ulp_errors", "ulp_mean", "ulp_p99", "ulp_share_above_1"]
 
 
-def ulp_errors(golden: Tensor, x: Tensor, format: Format) -> Tensor:
+def ulp_errors(golden: Tensor, x: Tensor, format: str | Format) -> Tensor:
     """Return |x - golden| / ulp(golden) for every element, in float64.
 
     The spacing is taken at golden, in `format`. An exact element is 0 also where golden is
     infinite or beyond the format; NaN where either side is NaN; inf for an unmatched infinity.
 
-    >>> from roundoff.formats import get_format
-    >>> ulp_errors(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0078125]), get_format("bf16"))
+    >>> ulp_errors(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0078125]), "bf16")
     tensor([0., 1.], dtype=torch.float64)
     """
     g, _, e = aligned(golden, x)
     return in_ulps(g, e.abs(), format)
 
 
-def in_ulps(g: Tensor, abs_e: Tensor, format: Format) -> Tensor:
+def in_ulps(g: Tensor, abs_e: Tensor, format: str | Format) -> Tensor:
     """Return abs_e over the spacing of `format` at g; arguments as `aligned` leaves them."""
     return (abs_e / ulp(g, format)).masked_fill_(abs_e == 0, 0.0)
 
 
-def ulp_mean(golden: Tensor, x: Tensor, format: Format) -> float:
+def ulp_mean(golden: Tensor, x: Tensor, format: str | Format) -> float:
     """Return the mean error in ulps; NaN for no elements or any NaN.
 
-    >>> from roundoff.formats import get_format
-    >>> ulp_mean(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0078125]), get_format("bf16"))
+    >>> ulp_mean(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0078125]), "bf16")
     0.5
     """
     return ulp_errors(golden, x, format).mean().item()
 
 
-def ulp_p99(golden: Tensor, x: Tensor, format: Format) -> float:
+def ulp_p99(golden: Tensor, x: Tensor, format: str | Format) -> float:
     """Return the error in ulps that 99 % of the elements do not exceed; see `p99`."""
     return p99(ulp_errors(golden, x, format))
 
 
-def ulp_share_above_1(golden: Tensor, x: Tensor, format: Format) -> float:
+def ulp_share_above_1(golden: Tensor, x: Tensor, format: str | Format) -> float:
     """Return the share of elements that are not within one ulp; a NaN is not within.
 
-    >>> from roundoff.formats import get_format
-    >>> ulp_share_above_1(torch.ones(2), torch.tensor([1.0078125, 1.5]), get_format("bf16"))
+    >>> ulp_share_above_1(torch.ones(2), torch.tensor([1.0078125, 1.5]), "bf16")
     0.5
     """
     return above_1(ulp_errors(golden, x, format)).to(torch.float64).mean().item()
