@@ -21,7 +21,8 @@ def ulp_errors(golden: Tensor, x: Tensor, format: str | Format) -> Tensor:
     """Return |x - golden| / ulp(golden) for every element, in float64.
 
     The spacing is taken at golden, in `format`. An exact element is 0 also where golden is
-    infinite or beyond the format; NaN where either side is NaN; inf for an unmatched infinity.
+    infinite or beyond the format; inf where only x is infinite; NaN where either side is NaN,
+    and where golden is infinite and x is not the same.
 
     >>> ulp_errors(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 1.0078125]), "bf16")
     tensor([0., 1.], dtype=torch.float64)
