@@ -1,0 +1,76 @@
+"""Masks: which keys a query may see, and what is added to its scores.
+
+Structural masks (causal, window) are computed a block at a time and never stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from roundoff.errors import UsageError
+from roundoff.operators.attention.parameters import parse_mask
+
+__all__ = ["Mask", "make_mask"]
+
+Kind = Literal["none", "causal", "causal-lower-right", "window", "boolean", "additive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which keys each query sees.
+
+    `causal` aligns the diagonal at the upper left (torch's `is_causal`);
+    `causal-lower-right` at the lower right (FlashAttention-2); both are one mask where
+    query and key lengths are equal. `window` sees the `width` keys up to the lower-right diagonal.
+    `tensor`, [batch | 1, heads | 1, q_len, kv_len], is boolean (True: visible) or added.
+    """
+
+    kind: Kind = "none"
+    width: int | None = None
+    tensor: Tensor | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether later keys are hidden by position."""
+        return self.kind in ("causal", "causal-lower-right", "window")
+
+    def apply(self, s: Tensor, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:
+        """Scores of `rows` x `keys` with hidden ones at -inf; `lengths` are (q_len, kv_len)."""
+        if self.kind == "none":
+            return s
+        if self.tensor is not None:
+            part = self.tensor[..., rows, keys]
+            if part.dtype == torch.bool:
+                return s.masked_fill(~part, float("-inf"))
+            return s + part.to(s.dtype)
+        return s.masked_fill(self._hidden(rows, keys, lengths), float("-inf"))
+
+    def _hidden(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:
+        q_len, kv_len = lengths
+        shift = 0 if self.kind == "causal" else kv_len - q_len
+        last = (rows + shift)[:, None]
+        key = torch.arange(keys.start, keys.stop, device=rows.device)[None, :]
+        hidden = key > last
+        if self.kind == "window":
+            assert self.width is not None
+            hidden = hidden | (key <= last - self.width)
+        return hidden
+
+    def dense(self, lengths: tuple[int, int], device: torch.device) -> Tensor | None:
+        """The mask as the tensor that libraries take: True where visible (None: no mask)."""
+        if self.kind == "none" or self.tensor is not None:
+            return self.tensor
+        rows = torch.arange(lengths[0], device=device)
+        return ~self._hidden(rows, slice(0, lengths[1]), lengths)
+
+
+def make_mask(text: str, tensor: Tensor | None = None) -> Mask:
+    """The mask that `text` names; boolean and additive ones bring their tensor."""
+    kind, _, width = parse_mask(text).partition(":")
+    if (kind in ("boolean", "additive")) != (tensor is not None):
+        raise UsageError(f"a mask tensor goes with boolean and additive masks, not with {text!r}")
+    return Mask(kind, int(width) if width else None, tensor)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""Q, K and V on their way into the engine: carrying dtype, rotation, quantisers, scale, groups."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from roundoff.formats import Format
+from roundoff.operators.arithmetic import put
+from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.recipe import Recipe
+
+__all__ = ["prepare", "rotation", "shared_heads"]
+
+
+def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Q at the call's rows, and K, V, as the products take them.
+
+    Quantisers see whole tensors, so rows are picked after them. Heads that share keys get
+    their own copy.
+    """
+    q, k, v = call.q, call.k, call.v
+    carrier = torch.float64 if recipe.wide or q.dtype == torch.float64 else torch.float32
+    q, k, v = q.to(carrier), k.to(carrier), v.to(carrier)
+    if recipe.operands.rotate:
+        turn = rotation(q.shape[-1]).to(q)
+        q, k = q @ turn, k @ turn
+    q, k, v = (
+        x if quantizer is None else put(x, quantizer)
+        for x, quantizer in zip((q, k, v), _quantizers(recipe), strict=True)
+    )
+    q = q[..., call.rows, :]
+    q, k = _prescaled(recipe, q, k, call.scale)
+    return q, shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
+
+
+def _quantizers(recipe: Recipe) -> tuple[object, ...]:
+    return recipe.operands.q, recipe.operands.k, recipe.operands.v
+
+
+def _prescaled(recipe: Recipe, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    how, form = recipe.prescale, cast(Format, recipe.prescale.format)
+    if how.operands == "q":
+        return put(q * scale, form), k
+    if how.operands == "qk":
+        root = math.sqrt(scale)
+        return put(q * root, form), put(k * root, form)
+    return q, k
+
+
+def shared_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat key or value heads so that each query head has its own (grouped-query attention)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def rotation(dim: int) -> Tensor:
+    """A random orthogonal matrix [dim, dim]: signs times a Hadamard matrix (QR where dim is
+    no power of two), the same for every call, in float64."""
+    generator = torch.Generator().manual_seed(dim)
+    if dim & (dim - 1):
+        gaussian = torch.randn(dim, dim, dtype=torch.float64, generator=generator)
+        return torch.linalg.qr(gaussian).Q
+    signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
+    hadamard = torch.ones(1, 1, dtype=torch.float64)
+    while hadamard.shape[0] < dim:
+        hadamard = torch.cat(
+            [torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)]
+        )
+    return signs[:, None] * hadamard / math.sqrt(dim)

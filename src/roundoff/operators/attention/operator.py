@@ -1,0 +1,136 @@
+"""Attention as an operator of the framework: its inputs, golden, recipes and parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from roundoff.formats import Format, round_to
+from roundoff.operators.attention import distributions, golden
+from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.catalogue import RECIPES
+from roundoff.operators.attention.engine import attend
+from roundoff.operators.attention.masks import make_mask
+from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, check, lengths
+from roundoff.operators.attention.recipe import Recipe, Tile
+from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
+from roundoff.registry import Registry
+
+__all__ = ["ATTENTION", "Attention", "call_of"]
+
+PRECISE_PRODUCTS = 400_000
+"""Multiplications that `precise` may take: about a second of mpmath."""
+
+
+class Attention:
+    """softmax(QK^T * scale + mask) V over tensors [batch, heads, length, head_dim]."""
+
+    name = "attention"
+    doc = "scaled dot-product attention, forward"
+    inputs: tuple[str, ...] = ("q", "k", "v", "mask")
+    outputs: tuple[str, ...] = ("out", "lse")
+    cluster_dims = 2
+    parameters: Mapping[str, Parameter] = PARAMETERS
+    distributions: Mapping[str, str] = DISTRIBUTIONS
+
+    @property
+    def recipes(self) -> Registry[Recipe]:
+        """The catalogue of attention recipes."""
+        return RECIPES
+
+    def draw(self, parameters: Mapping[str, Value], format: Format, seed: int) -> Problem:
+        """Draw Q, K, V (and a mask) in float64, and round each once to `format`."""
+        check(parameters)
+        drawn = distributions.draw(parameters, seed)
+        inputs = {name: _stored(x, format) for name, x in drawn.items()}
+        return Problem(inputs, format, parameters, _sampled(parameters, seed))
+
+    def golden(self, problem: Problem) -> tuple[Outputs, dict[str, float]]:
+        """Output and LSE in float64 at the problem's rows, and the condition."""
+        result, condition = golden.golden(call_of(problem))
+        return {"out": result.out, "lse": result.lse}, condition
+
+    def run(self, recipe: Recipe, problem: Problem) -> tuple[Outputs, dict[str, float]]:
+        """What `recipe` gives at the problem's rows, and how often a row rescaled."""
+        call = call_of(problem)
+        result = attend(_tiled(recipe, problem.parameters, call), call, problem.format)
+        assert result.rescales is not None
+        assert result.rescaled_by is not None
+        probes = {
+            "rescales": result.rescales.double().mean().item(),
+            "rescaled_by": result.rescaled_by.double().mean().item(),
+        }
+        return {"out": result.out, "lse": result.lse}, probes
+
+    def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
+        """The problem's rows of whole outputs."""
+        if problem.rows is None:
+            return outputs
+        axes = {"out": -2, "lse": -1}
+        return {n: x.index_select(axes[n], problem.rows) for n, x in outputs.items()}
+
+    def precise(self, problem: Problem) -> tuple[Problem, Outputs, Outputs]:
+        """Golden with 50 digits, at the first rows of the problem that a second allows."""
+        call = call_of(problem)
+        row = call.k.shape[-2] * (call.q.shape[-1] + call.v.shape[-1]) * math.prod(call.q.shape[:2])
+        rows = call.rows[:: max(1, math.ceil(len(call.rows) * row / PRECISE_PRODUCTS))]
+        high, low = golden.precise(replace(call, rows=rows))
+        fewer = replace(problem, rows=rows)
+        return fewer, {"out": high.out, "lse": high.lse}, {"out": low.out, "lse": low.lse}
+
+    def cost(self, parameters: Mapping[str, Value]) -> float:
+        """Operations of the two products of one call."""
+        heads, _, n, m, d, dv = lengths(parameters)
+        return 2.0 * cast(int, parameters["batch"]) * heads * n * m * (d + dv)
+
+    def content(self, parameters: Mapping[str, Value]) -> Mapping[str, str]:
+        """The digest of the file that the inputs come from."""
+        return distributions.content(parameters)
+
+
+def call_of(problem: Problem) -> Call:
+    """The problem as one call of attention."""
+    q, k, v = (problem.inputs[name] for name in "qkv")
+    mask = make_mask(str(problem.parameters["mask"]), problem.inputs.get("mask"))
+    given = problem.parameters["scale"]
+    scale = q.shape[-1] ** -0.5 if given is None else float(given)
+    rows = torch.arange(q.shape[-2], device=q.device) if problem.rows is None else problem.rows
+    return Call(q, k, v, mask, scale, rows)
+
+
+def _stored(x: Tensor, format: Format) -> Tensor:
+    if x.dtype == torch.bool:
+        return x
+    rounded = round_to(x, format, overflow="saturate") if format.mantissa_bits < 52 else x
+    return rounded.float() if format.mantissa_bits <= 23 else rounded
+
+
+def _sampled(parameters: Mapping[str, Value], seed: int) -> Tensor | None:
+    rows, n = parameters["rows"], cast(int, parameters["seq_len"])
+    if rows is None or cast(int, rows) >= n:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(n, generator=generator)[: cast(int, rows)].sort().values
+
+
+def _tiled(recipe: Recipe, parameters: Mapping[str, Value], call: Call) -> Recipe:
+    """The recipe with the tile that the cell asks for instead of its own."""
+    asked = {
+        field: parameters[name]
+        for field, name in (("keys", "tile"), ("queries", "q_tile"))
+        if parameters.get(name) is not None
+    }
+    if not asked:
+        return recipe
+    tile = recipe.tile
+    if not isinstance(tile, Tile):
+        tile = tile.tile(call.q.shape[-1], call.mask.causal)
+    return replace(recipe, tile=replace(tile, **cast(dict[str, Any], asked)))
+
+
+ATTENTION = Attention()

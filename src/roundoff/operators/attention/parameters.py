@@ -1,0 +1,123 @@
+"""The parameters of attention's cells: what the command line and a plan can vary. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from roundoff.errors import UsageError
+from roundoff.operators.protocol import Parameter, Value
+
+__all__ = ["DISTRIBUTIONS", "PARAMETERS", "check", "lengths", "parse_mask"]
+
+MASKS = ("none", "causal", "causal-lower-right", "window:<keys>", "boolean", "additive")
+
+DISTRIBUTIONS: Mapping[str, str] = {
+    "normal": "Q, K, V ~ N(0, 1); normal:4 draws N(0, 4^2)",
+    "outliers": "N(0, 1) + N(0, 100) * Bernoulli(0.001), the mixture of FlashAttention-3",
+    "peaked": "each query is close to one key, so one logit of a row stands out; peaked:30 by 30",
+    "tied": "every key comes twice, so the largest score of a row is always tied",
+    "one-signed": "V is positive, so that rounding errors of PV cannot cancel",
+    "offset": "a constant that grows along the sequence is added to Q, K, V; offset:8 up to 8",
+    "file:<path>": "tensors q, k, v (and mask) of a .safetensors file, as they are",
+}
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+    if value < 1:
+        raise ValueError("expected a whole number of at least 1")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
+def parse_mask(text: str) -> str:
+    """Check a mask's spelling: none, causal, causal-lower-right, window:64, boolean, additive.
+
+    >>> parse_mask("window:064")
+    'window:64'
+    """
+    kind, _, width = text.partition(":")
+    if kind == "window" and width.isdigit() and int(width) > 0:
+        return f"window:{int(width)}"
+    if width or kind not in MASKS:
+        raise ValueError(f"expected one of {', '.join(MASKS)}")
+    return kind
+
+
+def parse_inputs(text: str) -> str:
+    """Check the spelling of a distribution, and write its number in one way.
+
+    >>> parse_inputs("normal:4.0"), parse_inputs("normal:1")
+    ('normal:4', 'normal')
+    """
+    kind, _, rest = text.partition(":")
+    if kind == "file":
+        if not rest:
+            raise ValueError("expected file:<path of a .safetensors file>")
+        return f"file:{Path(rest)}"
+    if kind not in DISTRIBUTIONS:
+        raise ValueError(f"expected one of {', '.join(DISTRIBUTIONS)}")
+    if not rest:
+        return kind
+    if kind not in ("normal", "peaked", "offset"):
+        raise ValueError(f"{kind!r} takes no number")
+    value = _number(rest)
+    return "normal" if (kind, value) == ("normal", 1.0) else f"{kind}:{value:g}"
+
+
+_ROWS = "query rows to look at, drawn by seed (default: all); golden then costs rows x kv_len"
+
+PARAMETERS: Mapping[str, Parameter] = {
+    p.name: p
+    for p in (
+        Parameter("batch", 1, "batch size", _positive),
+        Parameter("heads", 4, "query heads", _positive),
+        Parameter("kv_heads", None, "key and value heads (default: as many as heads)", _positive),
+        Parameter("seq_len", 1024, "number of queries", _positive),
+        Parameter("kv_len", None, "number of keys (default: seq_len)", _positive),
+        Parameter("head_dim", 64, "head dim of Q and K", _positive),
+        Parameter("v_dim", None, "head dim of V (default: head_dim)", _positive),
+        Parameter("mask", "none", ", ".join(MASKS), parse_mask),
+        Parameter("scale", None, "factor of QK^T (default: 1 / sqrt(head_dim))", _number),
+        Parameter("inputs", "normal", ", ".join(DISTRIBUTIONS), parse_inputs),
+        Parameter("rows", None, _ROWS, _positive),
+        Parameter("tile", None, "keys a tile (default: the recipe's)", _positive, recipe_only=True),
+        Parameter(
+            "q_tile", None, "queries a tile; no effect on forward", _positive, recipe_only=True
+        ),
+    )
+}
+
+
+def lengths(parameters: Mapping[str, Value]) -> tuple[int, int, int, int, int, int]:
+    """(heads, kv_heads, seq_len, kv_len, head_dim, v_dim) with defaults put in."""
+
+    def get(name: str, otherwise: str) -> int:
+        value = parameters[name] if parameters[name] is not None else parameters[otherwise]
+        assert isinstance(value, int)
+        return value
+
+    return (
+        get("heads", "heads"), get("kv_heads", "heads"), get("seq_len", "seq_len"),
+        get("kv_len", "seq_len"), get("head_dim", "head_dim"), get("v_dim", "head_dim"),
+    )  # fmt: skip
+
+
+def check(parameters: Mapping[str, Value]) -> None:
+    """Refuse parameters that cannot go together."""
+    heads, kv_heads, *_ = lengths(parameters)
+    if heads % kv_heads:
+        raise UsageError(
+            f"heads {heads} is no multiple of kv_heads {kv_heads}; "
+            "each key head serves the same number of query heads"
+        )

@@ -1,0 +1,193 @@
+"""What every operator offers, so that nothing above needs to know which one it is.
+
+The layers above see names: named inputs and outputs, parameters, recipes, sites.
+This module imports no torch, so that options can be listed without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from roundoff.errors import UnknownNameError, UsageError
+from roundoff.formats import Format
+from roundoff.registry import Registry
+from roundoff.sites import Choice, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Operator", "Outputs", "Parameter", "Problem", "Recipe", "normalise", "parse_axis"]
+
+Outputs = dict[str, "Tensor"]
+Value = int | float | str | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of an operator's cells, and one option of the command line.
+
+    `parse` turns the option's text into a value and raises ValueError with a reason;
+    `recipe_only` parameters change what a recipe does and mean nothing to a kernel.
+    """
+
+    name: str
+    default: Value
+    doc: str
+    parse: Callable[[str], Value]
+    recipe_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One call of an operator: inputs that have been rounded once to `format`.
+
+    `inputs` hold the values in float32 (float64 where the format needs it), whatever
+    `format` is; kernels get them in their real dtype. `rows` are the sampled output
+    rows (None: all), on which golden and recipes compute and kernels are looked at.
+    """
+
+    inputs: Mapping[str, Tensor]
+    format: Format
+    parameters: Mapping[str, Value]
+    rows: Tensor | None = None
+
+    def with_parameters(self, **changes: Value) -> Problem:
+        """The same inputs under other parameters."""
+        return replace(self, parameters={**self.parameters, **changes})
+
+
+class Recipe(Protocol):
+    """What a kernel does at every site: a frozen value, one type for each operator."""
+
+    @property
+    def name(self) -> str:
+        """The short name, shared with the kernel that the recipe describes."""
+        ...
+
+    @property
+    def doc(self) -> str:
+        """One line: what it describes, and how that is known."""
+        ...
+
+    def sites(self) -> tuple[Site, ...]:
+        """The places at which this recipe can round."""
+        ...
+
+    def choose(self, choices: Mapping[str, Choice]) -> Recipe:
+        """The same recipe with other choices at the named sites."""
+        ...
+
+
+class Operator(Protocol):
+    """Something with named inputs, outputs and a golden function."""
+
+    name: str
+    doc: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    cluster_dims: int  # leading axes of an output that number its independent clusters
+    parameters: Mapping[str, Parameter]
+    distributions: Mapping[str, str]  # inputs that can be drawn, with one line each
+
+    @property
+    def recipes(self) -> Registry[Any]:
+        """The catalogue."""
+        ...
+
+    def draw(self, parameters: Mapping[str, Value], format: Format, seed: int) -> Problem:
+        """Draw the inputs, and round them once to `format`."""
+        ...
+
+    def golden(self, problem: Problem) -> tuple[Outputs, dict[str, float]]:
+        """The outputs in float64 at the problem's rows, and how hard the problem is."""
+        ...
+
+    def run(self, recipe: Any, problem: Problem) -> tuple[Outputs, dict[str, float]]:
+        """The outputs of a recipe at the problem's rows, and its probes."""
+        ...
+
+    def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
+        """The problem's rows of outputs that hold all rows."""
+        ...
+
+    def precise(self, problem: Problem) -> tuple[Problem, Outputs, Outputs]:
+        """Golden far beyond float64 for float64 candidates, at as few rows as it can afford.
+
+        Returns the problem at those rows, golden rounded to float64, and what that
+        rounding left out, so that an error of less than an ulp can be measured.
+        """
+        ...
+
+    def cost(self, parameters: Mapping[str, Value]) -> float:
+        """Floating-point operations of one call, for plans and time limits."""
+        ...
+
+    def content(self, parameters: Mapping[str, Value]) -> Mapping[str, str]:
+        """Digests of the files that the inputs come from (empty: drawn from the seed)."""
+        ...
+
+
+def normalise(
+    parameters: Mapping[str, Parameter], given: Mapping[str, Value]
+) -> dict[str, Value]:
+    """All parameters in their declared order, defaults filled in, values in one type.
+
+    >>> p = {"scale": Parameter("scale", 1.0, "", float)}
+    >>> normalise(p, {"scale": 2}), normalise(p, {})
+    ({'scale': 2.0}, {'scale': 1.0})
+    """
+    for name in given:
+        if name not in parameters:
+            raise UnknownNameError("parameter", name, parameters)
+    return {
+        name: _parsed(p, given[name]) if name in given else p.default
+        for name, p in parameters.items()
+    }
+
+
+def _parsed(parameter: Parameter, value: Value) -> Value:
+    if value is None:
+        return None
+    try:
+        return parameter.parse(str(value))
+    except ValueError as error:
+        option = parameter.name.replace("_", "-")
+        raise UsageError(f"--{option} {value!r}: {error}") from None
+
+
+def parse_axis(parameter: Parameter, text: str) -> list[Value]:
+    """The values of one axis: a comma list of values and of ranges.
+
+    `512:4096:x2` is 512, 1024, 2048, 4096; `1:9:+4` is 1, 5, 9.
+
+    >>> parse_axis(Parameter("n", 1, "", int), "1,512:2048:x2")
+    [1, 512, 1024, 2048]
+    """
+    values: list[Value] = []
+    for part in text.split(","):
+        pieces = part.split(":")
+        if len(pieces) == 3 and pieces[2][:1] in ("x", "+"):
+            values += _range(parameter, part, pieces)
+        else:
+            values.append(_parsed(parameter, part))
+    return list(dict.fromkeys(values))
+
+
+def _range(parameter: Parameter, text: str, pieces: list[str]) -> list[Value]:
+    try:
+        start, stop, step = float(pieces[0]), float(pieces[1]), float(pieces[2][1:])
+    except ValueError:
+        raise UsageError(f"{text!r} is no range; expected start:stop:x2 or start:stop:+64") from None
+    geometric = pieces[2][0] == "x"
+    if not (start < stop < math.inf) or step <= (1 if geometric else 0) or (geometric and start <= 0):
+        raise UsageError(f"the range {text!r} never reaches its end; expected start < stop, x2 or +64")
+    values: list[Value] = []
+    at = start
+    while at <= stop:
+        values.append(_parsed(parameter, f"{at:g}" if at % 1 else str(int(at))))
+        at = at * step if geometric else at + step
+    return values
+
