@@ -75,6 +75,7 @@ class TestClaims:
             assert writer.claim(["a"]) == ["a"]
             assert leases(run) == [writer.name]
 
+    @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12, with threads
     def test_a_forked_child_does_not_keep_the_lease_alive(self, run):
         writer = run.writer()
         with writer:

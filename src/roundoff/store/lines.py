@@ -1,6 +1,6 @@
 """Reading lines that other processes may be appending to at this moment.
 
-`Lines` follows the `cells-*.jsonl` files of one folder and folds them into one record
+`Rows` follows the `cells-*.jsonl` files of one folder and folds them into one record
 per id; what is damaged is reported by file and line and costs only itself.
 """
 
@@ -15,7 +15,7 @@ from roundoff.errors import RunError, UsageError
 from roundoff.store.disk import disk_errors
 from roundoff.store.json import loads
 
-__all__ = ["SCHEMA", "STATUSES", "Lines", "Record", "check_record", "check_schema"]
+__all__ = ["SCHEMA", "STATUSES", "Record", "Rows", "check_record", "check_schema"]
 
 SCHEMA = 1
 STATUSES = ("ok", "failed")
@@ -39,7 +39,7 @@ class _Place:
     line: int = 0
 
 
-class Lines(Mapping[str, Record]):
+class Rows(Mapping[str, Record]):
     """The records of a folder by id, in the order of file and line.
 
     Where an id occurs more than once, the first "ok" line counts, and any "ok" line

@@ -11,7 +11,7 @@ from roundoff.errors import RunError, UsageError
 from roundoff.store import tables
 from roundoff.store.disk import PRIVATE_PREFIX, disk_errors, locked, replace_file
 from roundoff.store.json import dumps, loads
-from roundoff.store.lines import SCHEMA, Lines, Record, check_schema
+from roundoff.store.lines import SCHEMA, Record, Rows, check_schema
 from roundoff.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.writable = writable
-        self._lines = Lines(path)
+        self._rows = Rows(path)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -85,12 +85,12 @@ class Run:
 
     def refresh(self) -> int:
         """Read what was appended since the last reading; the number of new lines."""
-        return self._lines.refresh()
+        return self._rows.refresh()
 
-    def read(self) -> Lines:
+    def read(self) -> Rows:
         """The records by id, as they are now."""
         self.refresh()
-        return self._lines
+        return self._rows
 
     def rows(self) -> list[Record]:
         """The records, nested as they were written."""

@@ -16,7 +16,7 @@ from roundoff.errors import RunError
 from roundoff.store.disk import PRIVATE_PREFIX, AppendFile, locked
 from roundoff.store.json import dumps
 from roundoff.store.leases import Lease
-from roundoff.store.lines import Lines, check_record
+from roundoff.store.lines import Rows, check_record
 
 __all__ = ["Writer"]
 
@@ -34,7 +34,7 @@ class Writer:
         host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40]
         self.name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self._folder = folder
-        self._lines = Lines(folder)
+        self._rows = Rows(folder)
         self._mine: set[str] = set()
         self._failed_before: set[str] = set()
         self._file: AppendFile | None = None
@@ -43,8 +43,8 @@ class Writer:
     def __enter__(self) -> Writer:
         with self._lock():
             self._lease = Lease(self._folder / "leases", self.name)
-            self._lines.refresh()
-        self._failed_before = self._lines.ids("failed")
+            self._rows.refresh()
+        self._failed_before = self._rows.ids("failed")
         return self
 
     def __exit__(
@@ -68,9 +68,9 @@ class Writer:
         """
         with self._lock():
             lease = self._open_lease()
-            self._lines.refresh()
-            taken = self._lines.ids("ok") | lease.others() | self._mine
-            taken |= self._lines.ids("failed") - self._failed_before
+            self._rows.refresh()
+            taken = self._rows.ids("ok") | lease.others() | self._mine
+            taken |= self._rows.ids("failed") - self._failed_before
             free = [key for key in dict.fromkeys(ids) if key not in taken]
             lease.take(free)
             self._mine.update(free)
