@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -22,6 +22,7 @@ def truncated(x):
     return (x.float().view(torch.int32) & -0x10000).view(torch.float32)
 
 
+@settings(deadline=None)
 @given(st.floats(-4, 4))
 def test_gain_of_a_multiple(factor):
     g = normal(4, 16)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roundoff import metrics
@@ -73,6 +73,7 @@ def test_any_dtype(dtype):
     assert again.err_ratio == close(1.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=4), st.integers(1, 30), st.data())
 def test_blocks_cover_every_element_once(shape, limit, data):
     shape = tuple(shape)

@@ -13,7 +13,8 @@ from roundoff import metrics
 from roundoff.errors import UsageError
 from roundoff.metrics.ulp import p99
 
-values = st.floats(-1e6, 1e6, allow_subnormal=False)
+# Below 1e-60, squares would come near the smallest float64.
+values = st.floats(-1e6, 1e6).map(lambda v: v if abs(v) > 1e-60 else 0.0)
 
 
 @st.composite
@@ -27,8 +28,10 @@ SIZES = [metrics.max_abs_err, metrics.mean_abs_err, metrics.rmse]
 RELATIVE = [metrics.rel_l2, metrics.rel_l1]
 
 
-def close(value):
-    return pytest.approx(value, rel=1e-11, abs=1e-300, nan_ok=True)
+def close(value, metric=None):
+    # Terms of both signs cancel in a cosine, and a logarithm near 1 loses leading digits.
+    absolute = {metrics.cosine: 1e-14, metrics.sqnr_db: 1e-9}.get(metric, 0.0)
+    return pytest.approx(value, rel=1e-11, abs=absolute, nan_ok=True)
 
 
 def test_against_numpy():
@@ -54,15 +57,17 @@ def test_closed_forms():
     assert metrics.rel_l2(g, 1.5 * g) == metrics.rel_l1(g, 1.5 * g) == 0.5
 
 
+@settings(deadline=None)
 @given(pairs(), st.randoms(use_true_random=False))
 def test_order_of_elements_does_not_matter(pair, random):
     g, x = (t.flatten() for t in pair)
     order = list(range(g.numel()))
     random.shuffle(order)
     for metric in [*SIZES, *RELATIVE, metrics.cosine, metrics.sqnr_db]:
-        assert metric(g[order], x[order]) == close(metric(g, x))
+        assert metric(g[order], x[order]) == close(metric(g, x), metric)
 
 
+@settings(deadline=None)
 @given(pairs(), st.integers(-20, 20))
 def test_scale(pair, exponent):
     g, x = pair
@@ -70,29 +75,33 @@ def test_scale(pair, exponent):
     for metric in SIZES:
         assert metric(g * scale, x * scale) == close(metric(g, x) * scale)
     for metric in [*RELATIVE, metrics.cosine]:
-        assert metric(g * scale, x * scale) == close(metric(g, x))
+        assert metric(g * scale, x * scale) == close(metric(g, x), metric)
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_swapping_the_sides(pair):
     g, x = pair
     for metric in [*SIZES, metrics.cosine, metrics.mismatch_rate]:
-        assert metric(g, x) == close(metric(x, g))
+        assert metric(g, x) == close(metric(x, g), metric)
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_means_are_ordered(pair):
     mean, root, most = (metric(*pair) for metric in (SIZES[1], SIZES[2], SIZES[0]))
-    assert mean <= root * (1 + 1e-12) or root < 1e-150
+    assert mean <= root * (1 + 1e-12)
     assert root <= most * (1 + 1e-12)
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_cosine_is_bounded(pair):
     value = metrics.cosine(*pair)
     assert math.isnan(value) or -1 <= value <= 1
 
 
+@settings(deadline=None)
 @given(pairs())
 def test_arguments_are_left_alone(pair):
     before = [t.clone() for t in pair]
@@ -100,6 +109,7 @@ def test_arguments_are_left_alone(pair):
     assert all(torch.equal(a, b) for a, b in zip(before, pair, strict=True))
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float64, st.integers(1, 400), elements=values))
 def test_p99_is_an_order_statistic(array):
     found = p99(torch.tensor(array))
@@ -121,7 +131,7 @@ def test_mismatch_of_special_values():
     assert metrics.mismatch_rate(payload, torch.full((2,), math.nan)) == 0.0
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(pairs())
 def test_mismatch_counts_what_numpy_counts(pair):
     g, x = (t.to(torch.bfloat16) for t in pair)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -30,6 +30,7 @@ def test_quantile_is_scipys(p, df):
 
 
 @pytest.mark.parametrize("df", DFS)
+@settings(deadline=None)
 @given(t=st.floats(-50, 50))
 def test_tail_is_scipys(df, t):
     assert t_tail(t, df) == pytest.approx(stats.t.sf(t, df), rel=1e-8, abs=1e-15)
@@ -107,6 +108,7 @@ def test_pairing_removes_what_the_seed_shares():
     assert alone.high / alone.low > 5
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.floats(0.01, 100))
 def test_slope_of_a_power(power, factor):
     x = [512, 1024, 2048, 8192]

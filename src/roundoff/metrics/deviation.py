@@ -126,7 +126,8 @@ def floor(golden: Tensor, format: str | Format, *, cluster_dims: int = 1) -> Dev
 
     No kernel that stores its output in this format can have a smaller rmse: what a kernel
     shows beyond this is its own. (Except where golden overflows the format: rounding makes
-    that infinite, and a kernel that saturates is closer.) Special values and errors: as `measure_deviation`.
+    that infinite, and a kernel that saturates is closer.)
+    Special values and errors: as `measure_deviation`.
 
     >>> import torch
     >>> floor(torch.tensor([1.0, 1.00390625]), "bf16").ulp_mean
