@@ -86,3 +86,14 @@ def test_what_a_stopped_command_left_is_completed_while_another_runs(tmp_path):
     counts = Counter(row["id"] for row in Run.open(path).rows())
     assert counts == Counter(IDS)
     assert whole_lines(path) == len(IDS)
+
+
+def test_importing_the_store_imports_no_library():
+    source = str(Path(roundoff.__file__).parents[1])
+    code = (
+        "import sys, roundoff.store, roundoff.executors\n"
+        "print({'torch', 'numpy', 'pandas', 'duckdb'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code]
+    found = subprocess.check_output(command, env={**os.environ, "PYTHONPATH": source}, text=True)
+    assert found.strip() == "set()"
