@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from roundoff import metrics
 from roundoff.errors import UsageError
-from roundoff.metrics.ulp import p99
+from roundoff.metrics.ulp import TopValues, p99
 
 # Below 1e-60, squares would come near the smallest float64.
 values = st.floats(-1e6, 1e6).map(lambda v: v if abs(v) > 1e-60 else 0.0)
@@ -120,6 +120,19 @@ def test_p99_is_an_order_statistic(array):
 def test_p99_of_a_ramp(n):
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(n)) + 1
     assert p99(shuffled) == math.ceil(round(0.99 * n, 6))
+
+
+@pytest.mark.parametrize("size", [1, 7, 300, 3000])
+def test_p99_by_blocks(size):
+    random = torch.Generator().manual_seed(size)
+    data = torch.rand(3000, dtype=torch.float64, generator=random) + 1
+    for order in (data, data.sort().values, data.sort(descending=True).values):
+        top = TopValues(3000)
+        for block in order.split(size):
+            top.add(block)
+        assert top.smallest() == np.quantile(data, 0.99, method="inverted_cdf")
+    top.add(torch.tensor([math.nan], dtype=torch.float64))
+    assert math.isnan(top.smallest())
 
 
 def test_mismatch_of_special_values():
