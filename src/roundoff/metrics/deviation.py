@@ -74,13 +74,16 @@ def measure_deviation(
     format: str | Format,
     baseline: Tensor | None = None,
     cluster_dims: int = 1,
+    golden_rest: Tensor | None = None,
 ) -> Deviation:
     """Return how far `candidate` lies from golden, and from golden in units of `baseline`.
 
     All three are real tensors of one shape on one device, of any dtype; the arithmetic is in
     float64, block by block. `format` is the output's, for errors in ulps. The leading
     `cluster_dims` dims number the clusters over which standard errors are taken: 2 for
-    [batch, heads, length, dim], 1 for [rows, n], 0 for none.
+    [batch, heads, length, dim], 1 for [rows, n], 0 for none. `golden_rest` is what rounding
+    golden to float64 left out (float64, of golden's shape): with it, errors of less than a
+    float64 ulp can be measured.
 
     Special values are results and never dropped: a NaN makes the errors NaN, an infinity on
     one side makes them infinite, the same infinity on both sides is an exact element.
@@ -93,11 +96,13 @@ def measure_deviation(
     >>> d.rel_l2, d.gain, d.err_ratio, d.max_abs_err_index
     (0.5, -0.5, 2.0, (1, 1))
     """
-    found = gather(golden, candidate, get_format(format), cluster_dims)
+    found = gather(golden, candidate, get_format(format), cluster_dims, rest=golden_rest)
     sums = found.cluster_sums()
     sizes = _sizes(found)
     nothing = AgainstBaseline(math.nan, math.nan, math.nan)
-    against = nothing if baseline is None else gather_baseline(golden, baseline, candidate)
+    against = nothing
+    if baseline is not None:
+        against = gather_baseline(golden, baseline, candidate, rest=golden_rest)
     given = baseline is not None
     gain, sign_bias, signed = sums.gain(), sums.sign_bias(), sums.mean_signed_err()
     return Deviation(

@@ -104,8 +104,10 @@ class AgainstBaseline:
     mismatch_rate: float
 
 
-def gather(golden: Tensor, x: Tensor, format: Format, cluster_dims: int) -> Gathered:
-    """Return every sum of `Gathered` for x against golden, ulps taken in `format`."""
+def gather(
+    golden: Tensor, x: Tensor, format: Format, cluster_dims: int, *, rest: Tensor | None = None
+) -> Gathered:
+    """Return every sum of `Gathered` for x against golden + rest, ulps taken in `format`."""
     require_alike(golden, x)
     golden, x = golden.detach(), x.detach()
     count, n = cluster_count(golden.shape, cluster_dims), golden.numel()
@@ -114,7 +116,7 @@ def gather(golden: Tensor, x: Tensor, format: Format, cluster_dims: int) -> Gath
     for block in _blocks(golden, count):
         # [clusters in this block, elements of each]; a view of `table` is what `sums` holds.
         g, y = (block.take(t).to(torch.float64) for t in (golden, x))
-        e = y - g
+        e = y - g if rest is None else (y - g) - block.take(rest)
         if not math.isfinite(e.sum().item()):
             result.count_nonfinite(g, y)
             g, y, e = zero_shared(g, y, e)
@@ -122,7 +124,9 @@ def gather(golden: Tensor, x: Tensor, format: Format, cluster_dims: int) -> Gath
     return result
 
 
-def gather_baseline(golden: Tensor, baseline: Tensor, candidate: Tensor) -> AgainstBaseline:
+def gather_baseline(
+    golden: Tensor, baseline: Tensor, candidate: Tensor, *, rest: Tensor | None = None
+) -> AgainstBaseline:
     """Return the errors of the baseline, and the share of elements in which candidate differs."""
     require_alike(golden, baseline)
     golden, baseline, candidate = golden.detach(), baseline.detach(), candidate.detach()
@@ -130,6 +134,8 @@ def gather_baseline(golden: Tensor, baseline: Tensor, candidate: Tensor) -> Agai
     for block in _blocks(golden):
         g, b, c = (block.take(t).to(torch.float64) for t in (golden, baseline, candidate))
         e = aligned(g, b)[2]
+        if rest is not None:
+            e = e - block.take(rest)
         worst.add(e.abs(), block.offset)
         squares += e.square().sum().item()
         differing += int(mismatches(b, c).sum())

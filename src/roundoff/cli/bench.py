@@ -1,0 +1,182 @@
+"""`roundoff bench`: sweep kernels and recipes, and show what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from roundoff.bench.plan import Plan, Sweep, read_plan
+from roundoff.cli.running import Running, carry_out
+from roundoff.cli.terminal import command_line, messages, print_json, print_table
+from roundoff.errors import UsageError
+from roundoff.operators import OPERATORS
+from roundoff.records import Cell
+from roundoff.store import Run
+
+__all__ = ["bench_command"]
+
+
+def bench_command(
+    plan: Path | None = None,
+    /,
+    *,
+    operator: str = "attention",
+    baseline: str | None = None,
+    kernel: str = "",
+    recipe: str = "",
+    format: str = "bf16",
+    seeds: int = 5,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    layout: Literal["bhsd", "bshd"] | None = None,
+    seq_multiple: int | None = None,
+    timing: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    running: Running = Running(),
+    **axes: str,
+) -> int:
+    """Sweep kernels and recipes over formats, lengths, tiles and inputs.
+
+    Every parameter of the operator is an option with one or more values:
+    `--seq-len 512:4096:x2 --mask none,causal --tile 16,64`. `roundoff list inputs` and
+    `roundoff list parameters` show them.
+
+        roundoff bench --kernel torch-cpu-flash --recipe fa2,paper-bf16 --seq-len 512:4096:x2
+
+    Parameters
+    ----------
+    plan:
+        A TOML file with `[[sweep]]` tables, in place of the options below.
+    operator:
+        What is computed.
+    baseline:
+        The kernel or recipe (as recipe:NAME) that the others are compared with.
+    kernel:
+        Kernels, comma-separated; also yours, as module:function or file.py:function.
+    recipe:
+        Recipes, comma-separated.
+    format:
+        Storage formats, comma-separated.
+    seeds:
+        Number of seeds, each a draw of the inputs.
+    seed:
+        The first seed.
+    device:
+        Where to compute: cpu, cuda.
+    threads:
+        Threads of each worker; part of a cell's identity, as sums depend on it.
+    layout:
+        Order of the axes of your kernels: bhsd or bshd.
+    seq_multiple:
+        Your kernels take lengths that are multiples of this.
+    timing:
+        Also time the kernels, alone, in turn with the baseline.
+    dry_run:
+        Show the plan and its cost, and measure nothing.
+    """
+    if plan is not None:
+        made = read_plan(plan)
+    else:
+        made = Plan(sweep=(Sweep(
+            operator=operator, baseline=baseline or _first_kernel(operator),
+            kernels=_names(kernel), recipes=_names(recipe), formats=_names(format), seeds=seeds,
+            first_seed=seed, device=device, threads=threads, layout=layout,
+            seq_multiple=seq_multiple, timing=timing,
+            axes={name.replace("-", "_"): _names(text) for name, text in axes.items()},
+        ),))  # fmt: skip
+    cells = made.cells()
+    if dry_run:
+        _show_plan(made, cells, running)
+        return 0
+    folder = running.output or Path("runs") / "bench"
+    run, named, progress = carry_out(
+        cells, running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
+    )
+    _show(run, named, running)
+    messages().print(f"run: {folder}   again: {command_line()}", style="dim")
+    return 2 if progress.failed and progress.failed == progress.total else 0
+
+
+def _first_kernel(operator: str) -> str:
+    from roundoff.kernels import kernels_of  # noqa: PLC0415 - imports the adapters
+
+    found = kernels_of(OPERATORS[operator].name)
+    if not found:
+        raise UsageError(f"operator {operator!r} has no kernel; name a --baseline recipe:NAME")
+    return found[0].name
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _show_plan(plan: Plan, cells: list[Cell], running: Running) -> None:
+    """The cells by candidate, and what they cost."""
+    cost = plan.cost()
+    counts: dict[tuple[str, str], int] = {}
+    for cell in cells:
+        key = (str(cell.candidate), cell.format)
+        counts[key] = counts.get(key, 0) + 1
+    if running.json:
+        rows = [{"candidate": c, "format": f, "cells": n} for (c, f), n in counts.items()]
+        print_json("plan", {"cells": len(cells), "operations": cost, "candidates": rows})
+        return
+    rows = [(c, f, n) for (c, f), n in counts.items()]
+    print_table(f"{len(cells)} cells, {cost:.2g} operations", ["candidate", "format", "cells>"], rows)
+
+
+def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
+    rows = [row for row in run.rows() if row["id"] in named]
+    if running.json:
+        print_json("bench", {"run": str(run.path), "rows": rows})
+        return
+    done = [row for row in rows if row["status"] == "ok" and "outputs" in row]
+    if done:
+        title = f"deviation from golden, {len(done)} cells (median over seeds)"
+        print_table(title, *_table(done))
+    timed = [row for row in rows if row["status"] == "ok" and "timing" in row]
+    if timed:
+        print_table("time", ["candidate", "cell", "seconds>", "x baseline>"], [
+            (r["cell"]["candidate"], _varied(r, timed), f"{r['timing']['candidate_s']:.3g}",
+             f"{r['timing']['ratio']:.3g}") for r in timed])  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[object, ...]]]:
+    """One line a candidate and point: size and bias side by side, and the match."""
+    columns = ["candidate", "cell", "rmse>", "x base>", "x floor>", "gain>", "max ulp p99>", "match>"]
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        grouped.setdefault((row["cell"]["candidate"], _varied(row, rows)), []).append(row)
+    lines: list[tuple[object, ...]] = []
+    for (candidate, point), members in grouped.items():
+        first = next(iter(members[0]["outputs"]))
+
+        def mid(part: str, metric: str, members: Any = members, first: str = first) -> float:
+            return _median([m[part].get(first, {}).get(metric) for m in members])
+
+        rmse, floor = mid("outputs", "rmse"), mid("floor", "rmse")
+        lines.append((
+            candidate, point, f"{rmse:.3g}", f"{mid('outputs', 'err_ratio'):.3g}",
+            f"{rmse / floor if floor else float('nan'):.3g}", f"{mid('outputs', 'gain'):+.1e}",
+            f"{mid('outputs', 'ulp_p99'):.3g}", f"{100 * mid('evidence', 'match'):.2f} %",
+        ))  # fmt: skip
+    return columns, lines
+
+
+def _median(values: list[float | None]) -> float:
+    found = sorted(v for v in values if v is not None)
+    return found[len(found) // 2] if found else float("nan")
+
+
+def _varied(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The parameters in which the rows differ, as this row has them."""
+
+    def flat(r: dict[str, Any]) -> dict[str, Any]:
+        return {"format": r["cell"]["format"], **r["cell"]["params"]}
+
+    mine = flat(row)
+    names = [n for n in mine if len({repr(flat(r).get(n)) for r in rows}) > 1]
+    return " ".join(f"{n}={mine[n]}" for n in names if mine[n] is not None) or "-"

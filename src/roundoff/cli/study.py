@@ -1,0 +1,112 @@
+"""`roundoff study`: measure a paper's claims, judge each, and write the report."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from pathlib import Path
+
+from roundoff.cli.running import Running, carry_out
+from roundoff.cli.terminal import command_line, messages, print_json, print_table
+from roundoff.records import SCHEMA, Verdict
+from roundoff.store import Run
+from roundoff.studies import STUDIES
+
+__all__ = ["study_command"]
+
+SECONDS_PER_OPERATION = 2.5e-10
+"""What a cell's operations cost on one core of a laptop, emulation and golden included."""
+
+
+def study_command(
+    name: str,
+    /,
+    *,
+    preset: str = "quick",
+    seed: int = 0,
+    dry_run: bool = False,
+    report: bool = True,
+    running: Running = Running(),
+) -> int:
+    """Measure the claims of a paper, with a verdict for each and a report.
+
+        roundoff study flash-attention
+
+    Parameters
+    ----------
+    name:
+        The study; `roundoff list studies` shows them.
+    preset:
+        quick (some minutes on two cores), full, or gpu.
+    seed:
+        The first seed of the draws.
+    dry_run:
+        Show the plan and its cost, and measure nothing.
+    report:
+        Write report.html and pictures beside the results.
+    """
+    study = STUDIES[name]
+    plan = study.plan(preset)
+    plan = plan.model_copy(
+        update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}
+    )
+    cells = plan.cells()
+    if dry_run:
+        cost = plan.cost()
+        text = f"{len(cells)} cells, {cost:.2g} operations, about {_minutes(cost)}"
+        if running.json:
+            print_json("plan", {"study": name, "cells": len(cells), "operations": cost})
+        else:
+            print(text)
+        return 0
+    folder = running.output or Path("runs") / f"{name}-{preset}"
+    started = time.perf_counter()
+    run, named, progress = carry_out(
+        cells, running, folder=folder, manifest={"study": name, "preset": preset}
+    )
+    frame = run.frame()
+    rows = frame[frame["id"].isin(list(named))]
+    verdicts = study.judge(rows)
+    run.write_document("claims.json", {
+        "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
+        "command": command_line(), "claims": [v.to_record() for v in verdicts],
+    })  # fmt: skip
+    pages = _report(run) if report else []
+    _show(run, verdicts, pages, running, time.perf_counter() - started)
+    return 2 if any(v.outcome == "cannot tell" for v in verdicts) and progress.failed else 0
+
+
+def _minutes(cost: float) -> str:
+    return f"{cost * SECONDS_PER_OPERATION / 60:.0f} minutes on one core"
+
+
+def _report(run: Run) -> list[Path]:
+    from roundoff.report import write_report  # noqa: PLC0415 - imports Altair
+
+    return write_report(run)
+
+
+def _show(
+    run: Run, verdicts: list[Verdict], pages: list[Path], running: Running, seconds: float
+) -> None:
+    if running.json:
+        print_json("study", {
+            "run": str(run.path), "seconds": round(seconds, 1),
+            "claims": [v.to_record() for v in verdicts], "report": [str(p) for p in pages],
+        })  # fmt: skip
+        return
+    rows = [
+        (v.claim, f"{v.text} ({v.claimed})", _measured(v), v.outcome) for v in verdicts
+    ]
+    print_table("", ["claim", "paper", "measured", "verdict"], rows)
+    console = messages()
+    for page in pages[:1]:
+        console.print(f"report: {page}")
+    console.print(f"{seconds:.0f} s   run: {run.path}   again: {command_line()}", style="dim")
+
+
+def _measured(verdict: Verdict) -> str:
+    if not verdict.condition:
+        return verdict.measured
+    start = "only if " if verdict.outcome == "holds only if" else ""
+    return textwrap.dedent(f"{verdict.measured}\n{start}{verdict.condition}")

@@ -1,0 +1,66 @@
+"""The terminal: consoles, tables of at most 100 columns, progress bars, strict JSON.
+
+With `--json`, standard output holds one JSON document and nothing else; all that is
+meant for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from roundoff.records import SCHEMA
+from roundoff.store.json import dumps
+
+__all__ = ["command_line", "messages", "print_json", "print_table", "progress_bar"]
+
+WIDTH = 100
+
+
+def messages() -> Console:
+    """The console for people, on standard error."""
+    return Console(stderr=True, width=_width(sys.stderr), highlight=False)
+
+
+def _width(stream: Any) -> int:
+    if not stream.isatty():
+        return WIDTH
+    return min(WIDTH, os.get_terminal_size(stream.fileno()).columns)
+
+
+def print_json(kind: str, document: Mapping[str, Any]) -> None:
+    """Write one strict JSON document with its schema version to standard output."""
+    print(dumps({"schema": SCHEMA, "kind": kind, **document}))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table to standard output; a column whose name ends in `>` is aligned right."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", expand=False)
+    for column in columns:
+        right = column.endswith(">")
+        table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console(width=_width(sys.stdout), highlight=False).print(table)
+
+
+@contextlib.contextmanager
+def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; call what it yields with the number of things done so far."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    return shlex.join(["roundoff", *sys.argv[1:]])

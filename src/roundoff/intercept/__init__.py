@@ -1,0 +1,1 @@
+"""Reaching into running code: `spy` records what really ran."""

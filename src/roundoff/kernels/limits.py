@@ -1,0 +1,42 @@
+"""What an attention kernel supports, as data: checked before the kernel is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roundoff.operators.attention.operator import call_of
+from roundoff.operators.protocol import Problem
+
+__all__ = ["ALL_MASKS", "Limits"]
+
+ALL_MASKS = ("none", "causal", "causal-lower-right", "window", "boolean", "additive")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Formats, head dims (None: any), kinds of mask, multiples of the length, and layout freedoms."""
+
+    formats: tuple[str, ...] = ("bf16", "fp16", "fp32")
+    head_dims: tuple[int, ...] | None = None
+    masks: tuple[str, ...] = ALL_MASKS
+    seq_multiple: int = 1
+    grouped_heads: bool = True
+    other_v_dim: bool = True
+
+    def refuse(self, problem: Problem) -> str | None:
+        """Why a kernel with these limits cannot take `problem`, in a few words."""
+        call = call_of(problem)
+        q, k, v = call.q, call.k, call.v
+        if problem.format.name not in self.formats:
+            return f"format {problem.format.name} (takes {', '.join(self.formats)})"
+        if self.head_dims is not None and q.shape[-1] not in self.head_dims:
+            return f"head_dim {q.shape[-1]} (takes {', '.join(map(str, self.head_dims))})"
+        if call.mask.kind not in self.masks:
+            return f"mask {call.mask.kind} (takes {', '.join(self.masks)})"
+        if any(n % self.seq_multiple for n in call.lengths):
+            return f"lengths {call.lengths} (takes multiples of {self.seq_multiple})"
+        if not self.grouped_heads and q.shape[1] != k.shape[1]:
+            return f"{k.shape[1]} key heads for {q.shape[1]} query heads (takes equal numbers)"
+        if not self.other_v_dim and v.shape[-1] != q.shape[-1]:
+            return f"v_dim {v.shape[-1]} beside head_dim {q.shape[-1]} (takes equal ones)"
+        return None

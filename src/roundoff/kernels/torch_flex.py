@@ -1,0 +1,73 @@
+"""FlexAttention as people use it: through torch.compile (uncompiled, it is another computation)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import (
+    create_block_mask,  # pyright: ignore[reportUnknownVariableType]
+    flex_attention,
+)
+
+from roundoff.kernels.kernel import Kernel, stored_inputs
+from roundoff.kernels.limits import Limits
+from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.operator import call_of
+from roundoff.operators.protocol import Outputs, Problem
+
+__all__ = ["FLEX"]
+
+_COMPILED = "## Call CompiledFxGraph"
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def _run(problem: Problem) -> Outputs:
+    call, stored = call_of(problem), stored_inputs(problem)
+    q, k, v = (stored[name] for name in "qkv")
+    grouped = q.shape[1] != k.shape[1]
+    # Every shape and mask compiles anew; past dynamo's limit it would run eagerly instead.
+    with torch._dynamo.config.patch(recompile_limit=2**16, accumulated_recompile_limit=2**16):
+        out = _compiled()(
+            q, k, v, block_mask=_block_mask(call, q.device), scale=call.scale, enable_gqa=grouped
+        )
+    return {"out": out}
+
+
+def _block_mask(call: Call, device: torch.device) -> Any:
+    if call.mask.kind == "none":
+        return None
+    q_len, kv_len = call.lengths
+    dense = call.mask.dense(call.lengths, device)
+    assert dense is not None
+    visible = dense.expand(1, 1, q_len, kv_len)[0, 0]
+
+    def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+        return visible[row, key]
+
+    return create_block_mask(seen, None, None, q_len, kv_len, device=str(device))
+
+
+def _missing() -> str | None:
+    if torch.cuda.is_available() or shutil.which("g++") or shutil.which("clang++"):
+        return None
+    return "no C++ compiler; install g++"
+
+
+FLEX = Kernel(
+    "torch-flex",
+    "attention",
+    "FlexAttention, compiled (a new shape compiles for some seconds)",
+    _run,
+    _missing,
+    Limits(masks=("none", "causal", "causal-lower-right", "window")).refuse,
+    (_COMPILED,),
+)

@@ -1,0 +1,110 @@
+"""torch's scaled_dot_product_attention: one row of the table for each of its back-ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from roundoff.kernels.kernel import Kernel, runs_anywhere, stored_inputs
+from roundoff.kernels.limits import Limits
+from roundoff.operators.attention.masks import Mask
+from roundoff.operators.attention.operands import shared_heads
+from roundoff.operators.attention.operator import call_of
+from roundoff.operators.protocol import Outputs, Problem
+
+__all__ = ["CPU_FLASH", "CUDA_CUDNN", "CUDA_EFFICIENT", "CUDA_FLASH", "MATH", "MATH_REDUCED"]
+
+_PROOF = "aten::_scaled_dot_product_"
+
+
+def _sdpa(backend: SDPBackend, *, reduced: bool = False) -> Callable[[Problem], Outputs]:
+    def run(problem: Problem) -> Outputs:
+        call, stored = call_of(problem), stored_inputs(problem)
+        q, k, v = (stored[name] for name in "qkv")
+        is_causal, mask = _mask_arguments(call.mask, call.lengths, q)
+        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
+        try:
+            with sdpa_kernel(backend):
+                out = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=is_causal, scale=call.scale,
+                    enable_gqa=q.shape[1] != k.shape[1],
+                )  # fmt: skip
+        finally:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+        return {"out": out}
+
+    return run
+
+
+def _mask_arguments(
+    mask: Mask, lengths: tuple[int, int], q: Tensor
+) -> tuple[bool, Tensor | None]:
+    """(is_causal, attn_mask) as torch takes them; torch's `is_causal` aligns at the upper left."""
+    if mask.kind == "causal":
+        return True, None
+    dense = mask.dense(lengths, q.device)
+    if dense is not None and dense.dtype != torch.bool:
+        dense = dense.to(q.dtype)
+    return False, dense
+
+
+def _cpu_flash(problem: Problem) -> Outputs:
+    """The operator that SDPA dispatches to on a CPU, called directly since it returns LSE too."""
+    call, stored = call_of(problem), stored_inputs(problem)
+    q, k, v = (stored[name] for name in "qkv")
+    k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
+    is_causal, mask = _mask_arguments(call.mask, call.lengths, q)
+    if mask is not None and mask.dtype == torch.bool:
+        # SDPA itself turns a boolean mask into this before it dispatches.
+        mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, is_causal, attn_mask=mask, scale=call.scale
+    )
+    return {"out": out, "lse": lse}
+
+
+def _needs_cuda() -> str | None:
+    return None if torch.cuda.is_available() else "no CUDA device (and a CUDA build of torch)"
+
+
+def _row(
+    name: str, doc: str, run: Callable[[Problem], Outputs], event: str, limits: Limits,
+    *, missing: Callable[[], str | None] = runs_anywhere,
+) -> Kernel:  # fmt: skip
+    return Kernel(name, "attention", doc, run, missing, limits.refuse, (_PROOF + event,))
+
+
+MATH = _row(
+    "torch-math", "torch's math back-end: fp32 inside, one cast at the end",
+    _sdpa(SDPBackend.MATH), "attention_math", Limits(("bf16", "fp16", "fp32", "fp64")),
+)  # fmt: skip
+MATH_REDUCED = _row(
+    "torch-math-reduced", "torch's math back-end with 16-bit intermediate tensors",
+    _sdpa(SDPBackend.MATH, reduced=True), "attention_math", Limits(("bf16", "fp16")),
+)  # fmt: skip
+CPU_FLASH = _row(
+    "torch-cpu-flash", "torch's flash attention for CPUs",
+    _cpu_flash, "flash_attention_for_cpu",
+    Limits(("bf16", "fp16", "fp32", "fp64"), other_v_dim=False),
+)  # fmt: skip
+_STRUCTURED = ("none", "causal", "boolean", "additive")
+CUDA_FLASH = _row(
+    "torch-cuda-flash", "torch's FlashAttention-2 for CUDA", _sdpa(SDPBackend.FLASH_ATTENTION),
+    "flash_attention", Limits(("bf16", "fp16"), masks=("none", "causal"), other_v_dim=False),
+    missing=_needs_cuda,
+)  # fmt: skip
+CUDA_EFFICIENT = _row(
+    "torch-cuda-efficient", "torch's memory-efficient attention (cutlass) for CUDA",
+    _sdpa(SDPBackend.EFFICIENT_ATTENTION), "efficient_attention",
+    Limits(masks=_STRUCTURED, grouped_heads=False), missing=_needs_cuda,
+)  # fmt: skip
+CUDA_CUDNN = _row(
+    "torch-cuda-cudnn", "cuDNN's attention as torch calls it",
+    _sdpa(SDPBackend.CUDNN_ATTENTION), "cudnn_attention",
+    Limits(("bf16", "fp16"), masks=_STRUCTURED), missing=_needs_cuda,
+)  # fmt: skip

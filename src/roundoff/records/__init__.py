@@ -1,0 +1,8 @@
+"""What flows between the layers: plain values with a schema version, and no behaviour."""
+
+from roundoff.records.cell import Cell, SubjectName
+from roundoff.records.environment import Environment
+from roundoff.records.measurement import SCHEMA, Measurement
+from roundoff.records.verdict import Verdict
+
+__all__ = ["SCHEMA", "Cell", "Environment", "Measurement", "SubjectName", "Verdict"]

@@ -1,0 +1,1 @@
+"""Pages and pictures of a run; reads the store and nothing else."""
