@@ -1,24 +1,72 @@
 """Sites: named places at which a kernel rounds, and what a kernel may do there.
 
-Everything here is a frozen value without arithmetic; `roundoff.operators.arithmetic`
-carries the choices out. A recipe of any operator is built from these.
+Everything here is a frozen value without arithmetic; `roundoff.operators.arithmetic` and
+`roundoff.operators.exponentials` carry the choices out. A recipe of any operator is built
+from these, and gets its sites from `Sited`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
+from roundoff.errors import UnknownNameError
 from roundoff.formats import FORMATS, Format
 
-__all__ = ["INPUT", "Accumulator", "Choice", "Quantizer", "Site", "resolve", "wire"]
+__all__ = [
+    "INPUT",
+    "OPMATH",
+    "Accumulator",
+    "ByStorage",
+    "Choice",
+    "Element",
+    "Exponential",
+    "Place",
+    "Quantizer",
+    "Site",
+    "Sited",
+    "deciding_fields",
+    "reordered",
+    "resolve",
+    "wire",
+]
+
+FP64, FP32 = FORMATS["fp64"], FORMATS["fp32"]
+FORMAT_ALTERNATIVES = (FP64, FP32, FORMATS["bf16"], FORMATS["fp16"])
 
 INPUT: Literal["input"] = "input"
 """Stands for the storage format of the call's inputs, until `resolve` puts it in."""
 
-Element = Format | Literal["input"]
-Order = Literal["library", "reversed", "native", "lanes", "softmax"]
+Choice = Any
+"""What a kernel does at a site: a `Format`, an `Accumulator`, a `Quantizer`, the name of an
+approximation, or a frozen value of the operator's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByStorage:
+    """One choice for inputs of up to 16 bits, one for up to 32, and one for wider ones.
+
+    Many kernels have a fast path for 16 bits, and compute float64 inputs in float64.
+    """
+
+    narrow: Choice
+    single: Choice
+    double: Choice
+
+    def at(self, storage: Format) -> Choice:
+        """The choice for inputs that are stored in `storage`."""
+        if storage.bits <= 16:
+            return self.narrow
+        return self.single if storage.bits <= 32 else self.double
+
+
+OPMATH = ByStorage(FP32, FP32, FP64)
+"""The usual format of intermediate results: fp32, and fp64 for inputs beyond 32 bits."""
+
+Element = Format | Literal["input"] | ByStorage
+Order = Literal["library", "reversed", "fused", "native", "lanes", "vector", "softmax"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +74,26 @@ class Accumulator:
     """How a sum is carried: of a matrix product over its inner axis, or of a row.
 
     `format` is what the running value is stored in; `chunk` how many terms are added
-    between two such roundings (None: all of them, one rounding at the end).
+    between two such roundings (None: all of them, one rounding at the end). `rounding`
+    is how: tensor cores are known to cut off (`toward-zero`).
 
     `order` is the order of additions:
 
     - `library`: as torch's routine for the carrying dtype does it on this machine;
     - `reversed`: the same on the terms from last to first;
-    - `native`: torch's own routine for tensors of `format` (a 16-bit GEMM);
+    - `fused`: products only; the same, starting from the running value, not from zero;
+    - `native`: products only; torch's own routine for tensors of `format` (a 16-bit GEMM);
     - `lanes`: rows only; `lanes` partial sums side by side, then halves onto halves, then
-      the tail one by one, as a vector unit does;
-    - `softmax`: rows only; inside `torch.softmax`.
+      the tail one by one;
+    - `vector`: rows only; the same, but the tail goes to the first lanes before these are
+      added up, and a row with fewer terms than lanes is summed one by one;
+    - `softmax`: attention's rows only; whatever `torch.softmax` does.
     """
 
-    format: Element = FORMATS["fp32"]
+    format: Element = OPMATH
     chunk: int | None = None
-    order: Order = "library"
-    rounding: str = "nearest"
+    order: Order | ByStorage = "library"
+    rounding: Literal["nearest", "toward-zero"] = "nearest"
     lanes: int = 16
 
 
@@ -50,9 +102,9 @@ class Quantizer:
     """How a tensor is put into a narrow format.
 
     `scale` says what is divided out first and multiplied back after the rounding: `none`;
-    `fixed`, the constant `factor` (values times `factor` are rounded); or one factor a
-    `tensor` or a `block` of `block` neighbours along `axis`, so that the largest magnitude
-    becomes the format's maximum.
+    `fixed`, the constant `factor` (values times `factor` are rounded); or one factor for the
+    whole `tensor`, or for each `block` of `block` neighbours along `axis` (of one head, where
+    there are heads), so that the largest magnitude becomes the format's maximum.
     """
 
     element: Element
@@ -62,9 +114,19 @@ class Quantizer:
     axis: int = -2
 
 
-Choice = Any
-"""What a kernel does at a site: a `Format`, an `Accumulator`, a `Quantizer`, or a frozen
-value of the operator's own (a rule of the maximum, an exponential, ...)."""
+@dataclass(frozen=True, slots=True)
+class Exponential:
+    """Base and approximation of exp, and the formats of its argument and its result.
+
+    `approximation` names a row of `operators.exponentials.EXPONENTIALS`. The last `row length
+    mod tail` columns of a tile take the exact exponential, as vectorised loops do.
+    """
+
+    base: Literal["e", "2"] = "e"
+    approximation: str | ByStorage = "exact"
+    tail: int | ByStorage | None = None
+    argument: Element = OPMATH
+    format: Element = OPMATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +144,106 @@ class Site:
     alternatives: tuple[Choice, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a recipe a site's choice stands: a dotted path, what it rounds, alternatives.
+
+    `alternatives` empty: those that follow from the choice's type.
+    """
+
+    path: str
+    doc: str
+    alternatives: tuple[Choice, ...] = ()
+
+
+class Sited:
+    """The base of every operator's recipe, a frozen dataclass: sites read off a table."""
+
+    __slots__ = ()
+    SITES: ClassVar[Mapping[str, Place]]
+
+    def sites(self) -> tuple[Site, ...]:
+        """The places at which this recipe rounds or may round, in the order of the data."""
+        return tuple(_site(self, name, place) for name, place in self.SITES.items())
+
+    def choose(self, choices: Mapping[str, Choice]) -> Self:
+        """The same recipe with other choices at the named sites."""
+        recipe = self
+        for name, choice in choices.items():
+            if name not in self.SITES:
+                raise UnknownNameError("site", name, self.SITES)
+            recipe = _written(recipe, self.SITES[name].path.split("."), choice)
+        return recipe
+
+    @property
+    def wide(self) -> bool:
+        """Whether some site asks for more than fp32 can hold; for a resolved recipe."""
+        return any(_is_wide(site.choice) for site in self.sites())
+
+
+_R = TypeVar("_R", bound=Sited)
+
+
+def _site(recipe: Sited, name: str, place: Place) -> Site:
+    choice: Choice = recipe
+    for step in place.path.split("."):
+        choice = getattr(choice, step)
+    return Site(name, place.doc, choice, place.alternatives or _alternatives(choice))
+
+
+def _written(value: Any, path: list[str], choice: Choice) -> Any:
+    head, *rest = path
+    inner = _written(getattr(value, head), rest, choice) if rest else choice
+    return dataclasses.replace(value, **{head: inner})
+
+
+def _alternatives(choice: Choice) -> tuple[Choice, ...]:
+    if isinstance(choice, Accumulator):
+        return tuple(
+            dataclasses.replace(choice, format=f, order="library") for f in FORMAT_ALTERNATIVES
+        )
+    return FORMAT_ALTERNATIVES
+
+
+def _is_wide(choice: Choice) -> bool:
+    if isinstance(choice, Accumulator):
+        choice = choice.format
+    if isinstance(choice, Quantizer):
+        choice = choice.element
+    return isinstance(choice, Format) and (
+        choice.mantissa_bits > FP32.mantissa_bits
+        or choice.emin < FP32.emin
+        or choice.emax > FP32.emax
+    )
+
+
+def reordered(recipe: _R) -> _R:
+    """The same recipe with the terms of every sum taken from last to first.
+
+    What the two disagree in is the floor that no recipe can beat without knowing the
+    order of a kernel's sums.
+    """
+    sums = {
+        site.name: dataclasses.replace(site.choice, order="reversed")
+        for site in recipe.sites()
+        if isinstance(site.choice, Accumulator)
+    }
+    other: Any = recipe.choose(sums)
+    return dataclasses.replace(other, name=f"{other.name}~reordered")
+
+
 def resolve(value: Any, storage: Format) -> Any:
-    """Put the storage format in for every `INPUT` inside a (nested) frozen value.
+    """Put the storage format in for every `INPUT` and `ByStorage` inside a (nested) frozen value.
 
     >>> resolve(Accumulator(INPUT), FORMATS["bf16"]).format.name
     'bf16'
+    >>> [resolve(OPMATH, FORMATS[name]).name for name in ("bf16", "fp32", "fp64")]
+    ['fp32', 'fp32', 'fp64']
     """
-    if value is INPUT or value == INPUT:
-        return storage
+    if isinstance(value, ByStorage):
+        return resolve(value.at(storage), storage)
+    if isinstance(value, str):
+        return storage if value == INPUT else value
     if isinstance(value, Format) or not dataclasses.is_dataclass(value):
         return value
     changes = {f.name: resolve(getattr(value, f.name), storage) for f in dataclasses.fields(value)}
@@ -107,6 +261,16 @@ def wire(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         kind = {"kind": type(value).__name__}
         return kind | {f.name: wire(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): wire(item) for name, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, tuple):
-        return [wire(item) for item in value]
+        return [wire(item) for item in cast("tuple[Any, ...]", value)]
     return value
+
+
+def deciding_fields(recipe: Any) -> dict[str, Any]:
+    """The fields of a recipe that decide numbers: all but the words."""
+    words = ("name", "doc", "source", "known")
+    return {
+        f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe) if f.name not in words
+    }

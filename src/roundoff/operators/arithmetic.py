@@ -7,122 +7,214 @@ format is where they are rounded to, not the dtype that holds them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from roundoff.formats import Format, round_to, to_dtype
-from roundoff.sites import Accumulator, Quantizer
+from roundoff.errors import UnsupportedError
+from roundoff.formats import FORMATS, Format, round_to, to_dtype
+from roundoff.sites import Accumulator, Element, Quantizer
 
-__all__ = ["matmul", "plain_arithmetic", "put", "row_sum"]
+__all__ = [
+    "carrier",
+    "divide",
+    "matmul",
+    "plain_arithmetic",
+    "put",
+    "row_sum",
+    "settled",
+]
 
-_WIDTH = {torch.float32: 23, torch.float64: 52}
+_CARRIERS = {torch.float32: FORMATS["fp32"], torch.float64: FORMATS["fp64"]}
+_LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @contextlib.contextmanager
-def plain_arithmetic(device: torch.device) -> Iterator[None]:
+def plain_arithmetic(device: torch.device) -> Generator[None]:
     """Arithmetic as written: no autocast, no TF32 or bf16 inside fp32 products, no gradients."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), _full_products():
+        yield
+
+
+@contextlib.contextmanager
+def _full_products() -> Generator[None]:
+    """Products of fp32 tensors in fp32.
+
+    Only what is narrowed is set, and put back: torch refuses to be asked through its older
+    interface once the newer one was used, and a setting that is inherited should stay so.
+    """
+    backends: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cuda)
+    switches = [b.matmul for b in backends if hasattr(getattr(b, "matmul", None), "fp32_precision")]
+    narrowed = [(s, s.fp32_precision) for s in switches if s.fp32_precision not in ("ieee", "none")]
+    for switch, _ in narrowed:
+        switch.fp32_precision = "ieee"
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with contextlib.nullcontext() if switches else _legacy_full_products():
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for switch, before in narrowed:
+            switch.fp32_precision = before
 
 
-def put(x: Tensor, choice: Format | Quantizer) -> Tensor:
-    """Round `x` to a format or through a quantiser; free where the carrier is no wider."""
+@contextlib.contextmanager
+def _legacy_full_products() -> Generator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def settled(element: Element) -> Format:
+    """The format that a resolved recipe's element is."""
+    if not isinstance(element, Format):
+        raise TypeError(f"{element!r} is no format; resolve the recipe before running it")
+    return element
+
+
+def carrier(format: Format) -> torch.dtype:
+    """The narrowest dtype that carries all values of `format`: float32 or float64."""
+    return torch.float32 if _holds(FORMATS["fp32"], format) else torch.float64
+
+
+def _holds(wide: Format, format: Format) -> bool:
+    return (
+        wide.mantissa_bits >= format.mantissa_bits
+        and wide.emin <= format.emin
+        and wide.emax >= format.emax
+    )
+
+
+def put(x: Tensor, choice: Element | Quantizer, *, mode: Any = "nearest") -> Tensor:
+    """Round `x` to a format or through a quantiser; free where the carrier is no wider.
+
+    In a format without infinities, finite values that are too large become the largest
+    number, as in the conversions of hardware. An infinity stays one: -inf marks a hidden
+    key, and +inf must not vanish.
+    """
     if isinstance(choice, Quantizer):
         return _quantize(x, choice)
-    if choice.mantissa_bits >= _WIDTH[x.dtype]:
+    format = settled(choice)
+    if _holds(format, _CARRIERS[x.dtype]):
         return x
-    return round_to(x, choice)
+    if format.infinities:
+        return round_to(x, format, mode=mode)
+    return _saturated(x, format, mode)
+
+
+def _saturated(x: Tensor, format: Format, mode: Any = "nearest") -> Tensor:
+    rounded = round_to(x, format, mode=mode, overflow="saturate")
+    return torch.where(x.isinf(), x, rounded)
 
 
 def _quantize(x: Tensor, quantizer: Quantizer) -> Tensor:
-    format = quantizer.element
-    assert isinstance(format, Format), "resolve the recipe before running it"
+    format = settled(quantizer.element)
     if quantizer.scale == "none":
         return put(x, format)
     if quantizer.scale == "fixed":
-        return round_to(x * quantizer.factor, format, overflow="saturate") / quantizer.factor
+        return _saturated(x * quantizer.factor, format) / quantizer.factor
+    if not x.numel():
+        return x
     if quantizer.scale == "tensor":
-        return _scaled(x, format, x.abs().amax(dim=(-2, -1), keepdim=True))
-    assert quantizer.block is not None, "a block quantiser needs its block's length"
-    blocks = x.split(quantizer.block, dim=quantizer.axis)
+        return _scaled(x, format, x.abs().amax())
+    if quantizer.block is None:
+        raise UnsupportedError(f"{quantizer}: a quantiser by block needs the block's length")
+    blocks: list[Tensor] = list(torch.split(x, quantizer.block, dim=quantizer.axis))
     scaled = [_scaled(b, format, b.abs().amax(dim=(-2, -1), keepdim=True)) for b in blocks]
     return torch.cat(scaled, dim=quantizer.axis)
 
 
 def _scaled(x: Tensor, format: Format, largest: Tensor) -> Tensor:
-    factor = torch.where(largest > 0, largest / format.max, torch.ones_like(largest))
-    return round_to(x / factor, format, overflow="saturate") * factor
+    factor = largest / format.max
+    factor = torch.where(factor > 0, factor, torch.ones_like(factor))
+    return _saturated(x / factor, format) * factor
 
 
 def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = None) -> Tensor:
     """`onto + a @ b`, with the running sum carried as `total` says.
 
     Without `chunk` the product is rounded once and then added to `onto` in a second
-    rounding; with it, both happen every `chunk` terms of the inner axis.
+    rounding; with it, both happen every `chunk` terms of the inner axis. In the order `fused`
+    the product's sums start from `onto`, as a GEMM with beta = 1 does, and are rounded once.
     """
-    format = _format(total)
     inner = a.shape[-1]
     chunk = total.chunk or max(inner, 1)
     starts = range(0, max(inner, 1), chunk)
-    if total.order == "reversed":
-        starts = reversed(starts)
-    for start in starts:
-        part = _product(a[..., start : start + chunk], b[..., start : start + chunk, :], total)
-        onto = part if onto is None else put(onto + part, format)
+    for start in reversed(starts) if total.order == "reversed" else starts:
+        left, right = a[..., start : start + chunk], b[..., start : start + chunk, :]
+        if onto is not None and total.order == "fused":
+            onto = put(_added_onto(onto, left, right), total.format, mode=total.rounding)
+            continue
+        part = _product(left, right, total)
+        onto = part if onto is None else put(onto + part, total.format, mode=total.rounding)
     assert onto is not None
     return onto
 
 
 def _product(a: Tensor, b: Tensor, total: Accumulator) -> Tensor:
-    format = _format(total)
-    if total.order == "native" and format.mantissa_bits < _WIDTH[a.dtype]:
+    format = settled(total.format)
+    if total.order == "native" and not _holds(format, _CARRIERS[a.dtype]):
+        if format.dtype not in _LIBRARY_DTYPES:
+            raise UnsupportedError(
+                f"torch has no matrix product of {format.name} tensors here; "
+                'choose another order than "native", or a storage format of bf16 or fp16'
+            )
         return (to_dtype(a, format) @ to_dtype(b, format)).to(a.dtype)
     if total.order == "reversed":
         a, b = a.flip(-1), b.flip(-2)
-    return put(a @ b, format)
+    return put(a @ b, format, mode=total.rounding)
+
+
+def _added_onto(onto: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    flat = [x.flatten(0, -3) for x in (onto, a, b)]
+    return torch.baddbmm(flat[0], flat[1], flat[2]).view(onto.shape)
 
 
 def row_sum(p: Tensor, total: Accumulator) -> Tensor:
     """The sum over the last axis, kept as an axis of length 1."""
-    format = _format(total)
     if total.chunk is not None:
-        return _chunked_sum(p, total.chunk, format, reverse=total.order == "reversed")
-    if total.order == "lanes":
-        return put(_lane_sum(p, total.lanes), format)
-    if total.order == "reversed":
-        p = p.flip(-1)
-    return put(p.sum(-1, keepdim=True), format)
+        return _chunked_sum(p, total)
+    if total.order in ("lanes", "vector"):
+        summed = _lane_sum(p, total.lanes, tail_first=total.order == "vector")
+    else:
+        summed = (p.flip(-1) if total.order == "reversed" else p).sum(-1, keepdim=True)
+    return put(summed, total.format, mode=total.rounding)
 
 
-def _chunked_sum(p: Tensor, chunk: int, format: Format, *, reverse: bool) -> Tensor:
-    parts = p.split(chunk, dim=-1)
-    running: Tensor | None = None
-    for part in reversed(parts) if reverse else parts:
-        term = put(part.sum(-1, keepdim=True), format)
-        running = term if running is None else put(running + term, format)
-    return p.sum(-1, keepdim=True) if running is None else running
+def _chunked_sum(p: Tensor, total: Accumulator) -> Tensor:
+    assert total.chunk is not None
+    parts: list[Tensor] = list(torch.split(p, total.chunk, dim=-1))
+    running = p.new_zeros((*p.shape[:-1], 1))
+    for part in reversed(parts) if total.order == "reversed" else parts:
+        term = put(part.sum(-1, keepdim=True), total.format, mode=total.rounding)
+        running = put(running + term, total.format, mode=total.rounding)
+    return running
 
 
-def _lane_sum(p: Tensor, lanes: int) -> Tensor:
+def divide(
+    x: Tensor, total: Tensor, by: Literal["division", "reciprocal"], format: Element
+) -> Tensor:
+    """x over l, by one rounded division or by l's rounded reciprocal; 0 where l is 0."""
+    y = x / total if by == "division" else x * put(1.0 / total, format)
+    return put(y, format).masked_fill(total == 0, 0.0)
+
+
+def _lane_sum(p: Tensor, lanes: int, *, tail_first: bool) -> Tensor:
+    if tail_first and p.shape[-1] < lanes:
+        lanes = 1
     whole = p.shape[-1] // lanes * lanes
     running = p.new_zeros((*p.shape[:-1], lanes))
     for start in range(0, whole, lanes):
         running = running + p[..., start : start + lanes]
+    if tail_first:
+        running[..., : p.shape[-1] - whole] += p[..., whole:]
+        whole = p.shape[-1]
     while running.shape[-1] > 1:
         half = running.shape[-1] // 2
         running = running[..., :half] + running[..., half:]
-    for start in range(whole, p.shape[-1]):
-        running = running + p[..., start : start + 1]
+    for at in range(whole, p.shape[-1]):
+        running = running + p[..., at : at + 1]
     return running
-
-
-def _format(total: Accumulator) -> Format:
-    assert isinstance(total.format, Format), "resolve the recipe before running it"
-    return total.format

@@ -7,8 +7,9 @@ This module imports no torch, so that options can be listed without it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from roundoff.errors import UnknownNameError, UsageError
@@ -109,6 +110,14 @@ class Operator(Protocol):
         """The outputs of a recipe at the problem's rows, and its probes."""
         ...
 
+    def reordered(self, recipe: Any) -> Any:
+        """The same recipe with every sum from last to first: the floor that order sets."""
+        ...
+
+    def fields(self, recipe: Any) -> dict[str, Any]:
+        """What decides a recipe's numbers: all but its words. `sites.wire` makes it JSON."""
+        ...
+
     def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
         """The problem's rows of outputs that hold all rows."""
         ...
@@ -130,9 +139,7 @@ class Operator(Protocol):
         ...
 
 
-def normalise(
-    parameters: Mapping[str, Parameter], given: Mapping[str, Value]
-) -> dict[str, Value]:
+def normalise(parameters: Mapping[str, Parameter], given: Mapping[str, Value]) -> dict[str, Value]:
     """All parameters in their declared order, defaults filled in, values in one type.
 
     >>> p = {"scale": Parameter("scale", 1.0, "", float)}
@@ -168,26 +175,37 @@ def parse_axis(parameter: Parameter, text: str) -> list[Value]:
     """
     values: list[Value] = []
     for part in text.split(","):
-        pieces = part.split(":")
-        if len(pieces) == 3 and pieces[2][:1] in ("x", "+"):
-            values += _range(parameter, part, pieces)
+        if _RANGE.fullmatch(part):
+            values += _range(parameter, part)
         else:
             values.append(_parsed(parameter, part))
     return list(dict.fromkeys(values))
 
 
-def _range(parameter: Parameter, text: str, pieces: list[str]) -> list[Value]:
+_RANGE = re.compile(r"[-+.\d][^:]*:[^:]+:[x+][^:]*")
+_MOST = 10_000
+
+
+def _range(parameter: Parameter, text: str) -> list[Value]:
+    pieces = text.split(":")
     try:
         start, stop, step = float(pieces[0]), float(pieces[1]), float(pieces[2][1:])
     except ValueError:
-        raise UsageError(f"{text!r} is no range; expected start:stop:x2 or start:stop:+64") from None
-    geometric = pieces[2][0] == "x"
-    if not (start < stop < math.inf) or step <= (1 if geometric else 0) or (geometric and start <= 0):
-        raise UsageError(f"the range {text!r} never reaches its end; expected start < stop, x2 or +64")
+        raise UsageError(
+            f"{text!r} is no range; expected start:stop:x2 or start:stop:+64"
+        ) from None
+    factor = pieces[2][0] == "x"
+    grows = (start > 0 and step > 1) if factor else step > 0
+    if not (-math.inf < start < stop < math.inf and grows and step < math.inf):
+        raise UsageError(
+            f"the range {text!r} never reaches its end; expected start < stop, x2 or +64"
+        )
+    slack = stop + abs(stop) * 1e-12
     values: list[Value] = []
     at = start
-    while at <= stop:
-        values.append(_parsed(parameter, f"{at:g}" if at % 1 else str(int(at))))
-        at = at * step if geometric else at + step
-    return values
-
+    while len(values) <= _MOST:
+        if at > slack:
+            return values
+        values.append(_parsed(parameter, f"{at:.12g}"))
+        at = at * step if factor else start + step * len(values)
+    raise UsageError(f"the range {text!r} has more than {_MOST} values; take a larger step")

@@ -18,12 +18,12 @@ from roundoff.operators.attention.recipe import (
     TileRule,
 )
 from roundoff.registry import Registry
-from roundoff.sites import INPUT, Accumulator, Quantizer
+from roundoff.sites import INPUT, OPMATH, Accumulator, ByStorage, Quantizer, reordered
 
 __all__ = ["RECIPES", "all_in", "reordered", "tiled_in"]
 
 RECIPES: Registry[Recipe] = Registry("recipe")
-FP32, E4M3 = FORMATS["fp32"], FORMATS["e4m3fn"]
+E4M3 = FORMATS["e4m3fn"]
 
 
 def add(recipe: Recipe) -> Recipe:
@@ -37,10 +37,10 @@ TORCH_MATH = add(
         doc="torch's math back-end: fp32 throughout, one cast at the end",
         source="ATen/native/transformers/attention.cpp, torch 2.13",
         known="run",
-        prescale=Prescale("qk", FP32),
+        prescale=Prescale("qk"),
         logits=Logits("before"),
         row_sum=RowSum("before", Accumulator(order="softmax")),
-        probabilities=FP32,
+        probabilities=OPMATH,
         normalise=Normalise("block"),
     )
 )
@@ -62,8 +62,9 @@ add(
         doc="torch's CPU flash attention: keys in tiles of 512, polynomial exp, fp32 state",
         source="ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13, AVX-512",
         known="run",
-        exponential=Exponential(approximation="fexp_u20", tail=16),
+        exponential=Exponential(approximation=ByStorage("fexp_u20", "exp_u20", "exact"), tail=16),
         row_sum=RowSum("before", Accumulator(order="lanes", lanes=16)),
+        pv=Accumulator(order="fused"),
         normalise=Normalise("end", "reciprocal"),
         tile=Tile(512),
     )
@@ -166,6 +167,20 @@ add(
 )
 
 
+add(
+    replace(
+        FA2,
+        name="fa2-bf16-state",
+        doc="fa2 with the running maximum, sum and output stored in bf16 between tiles",
+        maximum=Maximum(format=FORMATS["bf16"], factor=FORMATS["bf16"]),
+        row_sum=RowSum("before", Accumulator(FORMATS["bf16"])),
+        pv=Accumulator(FORMATS["bf16"]),
+        source="our reading of arXiv 2405.02803: only the state is narrow",
+        known="defined",
+    )
+)
+
+
 def _fp8(name: str, doc: str, operands: Operands, base: Recipe) -> Recipe:
     return replace(
         base, name=name, doc=doc, operands=operands, known="read",
@@ -186,23 +201,3 @@ add(_fp8("fa3-fp8-no-blocks", "FlashAttention-3 in FP8 with one scale a tensor",
          replace(FA2, tile=Tile(128))))  # fmt: skip
 add(_fp8("fa3-fp8-no-rotation", "FlashAttention-3 in FP8 without incoherent processing",
          Operands(_PER_BLOCK, _PER_BLOCK, _PER_BLOCK), replace(FA2, tile=Tile(128))))  # fmt: skip
-
-
-def reordered(recipe: Recipe) -> Recipe:
-    """The same recipe with the terms of every sum taken from last to first.
-
-    What the two disagree in is the floor that no recipe can beat without knowing the
-    order of a kernel's sums.
-    """
-
-    def other(total: Accumulator) -> Accumulator:
-        return replace(total, order="reversed")
-
-    row_sum = replace(recipe.row_sum, accumulator=other(recipe.row_sum.accumulator))
-    return replace(
-        recipe,
-        name=f"{recipe.name}~reordered",
-        qk=other(recipe.qk),
-        pv=other(recipe.pv),
-        row_sum=row_sum,
-    )

@@ -8,6 +8,7 @@ candidates.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from roundoff.registry import require
 __all__ = ["golden", "precise"]
 
 BLOCK = 2**21
+"""Scores held at a time."""
 
 
 def golden(call: Call) -> tuple[Attention, dict[str, float]]:
@@ -49,6 +51,8 @@ def golden(call: Call) -> tuple[Attention, dict[str, float]]:
 def _rows(
     call: Call, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not k.shape[-2]:
+        return _nothing_seen(q, v)
     s = (q @ k.transpose(-1, -2)) * call.scale
     s = call.mask.apply(s, rows, slice(0, k.shape[-2]), call.lengths)
     hidden = s == float("-inf")
@@ -62,6 +66,12 @@ def _rows(
     weight = ((p @ v.abs()) / total).masked_fill(empty, 0.0)
     lse = (base + total.log()).squeeze(-1)
     return out, lse, weight, torch.cat([low, m], -1)
+
+
+def _nothing_seen(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    zero = q.new_zeros((*q.shape[:-1], v.shape[-1]))
+    lse = q.new_full(q.shape[:-1], -math.inf)
+    return zero, lse, zero, torch.stack([-lse, lse], -1)
 
 
 def _condition(out: Tensor, weight: Tensor, logits: Tensor) -> dict[str, float]:
@@ -83,7 +93,7 @@ def precise(call: Call, *, digits: int = 50) -> tuple[Attention, Attention]:
 
     Slow (about a microsecond a multiplication): meant for a few rows.
     """
-    mpmath = require("mpmath", extra="dev", purpose="golden beyond float64")
+    mpmath: Any = require("mpmath", extra="dev", purpose="golden beyond float64")
     with mpmath.workdps(digits):
         values = _precise_rows(mpmath, call)
         shape = (*call.q.shape[:2], len(call.rows))
@@ -92,8 +102,8 @@ def precise(call: Call, *, digits: int = 50) -> tuple[Attention, Attention]:
     return _as_attention(high, shape), _as_attention(low, shape)
 
 
-def _rest(mpmath: object, x: object) -> float:
-    rest = float(x - mpmath.mpf(float(x)))  # type: ignore[operator, attr-defined, arg-type]
+def _rest(mp: Any, x: Any) -> float:
+    rest = float(x - mp.mpf(float(x)))
     return 0.0 if math.isnan(rest) else rest
 
 
@@ -102,35 +112,38 @@ def _as_attention(rows: list[list[float]], shape: tuple[int, ...]) -> Attention:
     return Attention(table[:, :-1].reshape(*shape, -1), table[:, -1].reshape(shape))
 
 
-def _precise_rows(mpmath: object, call: Call) -> list[list[object]]:
+def _precise_rows(mp: Any, call: Call) -> list[list[Any]]:
     """For each batch, head and row: Dv outputs and, last, the LSE."""
-    mp: object = mpmath
     q = call.q.double()[..., call.rows, :]
     k, v = (shared_heads(x.double(), q.shape[1]) for x in (call.k, call.v))
-    zero = torch.zeros(*q.shape[:-1], k.shape[-2], dtype=torch.float64)
-    added = call.mask.apply(zero, call.rows, slice(0, k.shape[-2]), call.lengths)
-    result: list[list[object]] = []
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            keys, values = k[b, h].tolist(), v[b, h].tolist()
-            bias = added.expand(*q.shape[:-1], k.shape[-2])[b, h].tolist()
-            for row, extra in zip(q[b, h].tolist(), bias, strict=True):
-                result.append(_precise_row(mp, row, keys, values, (extra, call.scale)))
-    return result
+    zero = torch.zeros(*q.shape[:-1], k.shape[-2], dtype=torch.float64, device=q.device)
+    bias = call.mask.apply(zero, call.rows, slice(0, k.shape[-2]), call.lengths)
+    flat = [_lists(x.flatten(0, 1)) for x in (q, k, v, bias)]
+    return [
+        _precise_row(mp, row, keys, values, (extra, call.scale))
+        for queries, keys, values, extras in zip(*flat, strict=True)
+        for row, extra in zip(queries, extras, strict=True)
+    ]
+
+
+def _lists(x: Any) -> list[Any]:
+    return x.tolist()
 
 
 def _precise_row(
-    mp: object, q: list[float], keys: list[list[float]], values: list[list[float]],
+    mp: Any,
+    q: list[float],
+    keys: list[list[float]],
+    values: list[list[float]],
     bias: tuple[list[float], float],
-) -> list[object]:  # fmt: skip
+) -> list[Any]:
     added, scale = bias
     seen = [j for j, x in enumerate(added) if x != -math.inf]
     if not seen:
-        return [mp.mpf(0)] * len(values[0]) + [-mp.inf]  # type: ignore[attr-defined]
-    dot, exp = mp.fdot, mp.exp  # type: ignore[attr-defined]
-    s = [dot(q, keys[j]) * mp.mpf(scale) + added[j] for j in seen]  # type: ignore[attr-defined]
+        return [mp.mpf(0)] * len(values[0]) + [-mp.inf]
+    s = [mp.fdot(q, keys[j]) * mp.mpf(scale) + added[j] for j in seen]
     m = max(s)
-    p = [exp(x - m) for x in s]
-    total = mp.fsum(p)  # type: ignore[attr-defined]
+    p = [mp.exp(x - m) for x in s]
+    total = mp.fsum(p)
     columns = zip(*(values[j] for j in seen), strict=True)
-    return [dot(p, column) / total for column in columns] + [m + mp.log(total)]  # type: ignore[attr-defined]
+    return [mp.fdot(p, column) / total for column in columns] + [m + mp.log(total)]

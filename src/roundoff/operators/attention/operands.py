@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from roundoff.formats import Format
 from roundoff.operators.arithmetic import put
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.recipe import Recipe
+from roundoff.operators.inputs import randn
+from roundoff.sites import Quantizer
 
 __all__ = ["prepare", "rotation", "shared_heads"]
 
@@ -28,26 +29,24 @@ def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     if recipe.operands.rotate:
         turn = rotation(q.shape[-1]).to(q)
         q, k = q @ turn, k @ turn
-    q, k, v = (
-        x if quantizer is None else put(x, quantizer)
-        for x, quantizer in zip((q, k, v), _quantizers(recipe), strict=True)
-    )
+    how = recipe.operands
+    q, k, v = _quantized(q, how.q), _quantized(k, how.k), _quantized(v, how.v)
     q = q[..., call.rows, :]
     q, k = _prescaled(recipe, q, k, call.scale)
     return q, shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
 
 
-def _quantizers(recipe: Recipe) -> tuple[object, ...]:
-    return recipe.operands.q, recipe.operands.k, recipe.operands.v
+def _quantized(x: Tensor, quantizer: Quantizer | None) -> Tensor:
+    return x if quantizer is None else put(x, quantizer)
 
 
 def _prescaled(recipe: Recipe, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    how, form = recipe.prescale, cast(Format, recipe.prescale.format)
+    how = recipe.prescale
     if how.operands == "q":
-        return put(q * scale, form), k
+        return put(q * scale, how.format), k
     if how.operands == "qk":
-        root = math.sqrt(scale)
-        return put(q * root, form), put(k * root, form)
+        root = math.sqrt(abs(scale))
+        return put(q * math.copysign(root, scale), how.format), put(k * root, how.format)
     return q, k
 
 
@@ -61,10 +60,11 @@ def rotation(dim: int) -> Tensor:
     no power of two), the same for every call, in float64."""
     generator = torch.Generator().manual_seed(dim)
     if dim & (dim - 1):
-        gaussian = torch.randn(dim, dim, dtype=torch.float64, generator=generator)
-        return torch.linalg.qr(gaussian).Q
-    signs = torch.randint(0, 2, (dim,), generator=generator).double() * 2 - 1
-    hadamard = torch.ones(1, 1, dtype=torch.float64)
+        gaussian = randn((dim, dim), generator)
+        linalg: Any = torch.linalg
+        return linalg.qr(gaussian)[0]
+    signs = torch.randint(0, 2, (dim,), device="cpu", generator=generator).double() * 2 - 1
+    hadamard = torch.ones(1, 1, dtype=torch.float64, device="cpu")
     while hadamard.shape[0] < dim:
         hadamard = torch.cat(
             [torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)]

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-from roundoff.formats import Format, round_to
+from roundoff.formats import Format
 from roundoff.operators.attention import distributions, golden
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.catalogue import RECIPES
@@ -18,8 +17,10 @@ from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.masks import make_mask
 from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, check, lengths
 from roundoff.operators.attention.recipe import Recipe, Tile
+from roundoff.operators.inputs import sampled_rows, stored
 from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
 from roundoff.registry import Registry
+from roundoff.sites import deciding_fields, reordered
 
 __all__ = ["ATTENTION", "Attention", "call_of"]
 
@@ -47,8 +48,9 @@ class Attention:
         """Draw Q, K, V (and a mask) in float64, and round each once to `format`."""
         check(parameters)
         drawn = distributions.draw(parameters, seed)
-        inputs = {name: _stored(x, format) for name, x in drawn.items()}
-        return Problem(inputs, format, parameters, _sampled(parameters, seed))
+        inputs = {name: stored(x, format) for name, x in drawn.items()}
+        rows = cast("int | None", parameters["rows"])
+        return Problem(inputs, format, parameters, sampled_rows(rows, inputs["q"].shape[-2], seed))
 
     def golden(self, problem: Problem) -> tuple[Outputs, dict[str, float]]:
         """Output and LSE in float64 at the problem's rows, and the condition."""
@@ -66,6 +68,14 @@ class Attention:
             "rescaled_by": result.rescaled_by.double().mean().item(),
         }
         return {"out": result.out, "lse": result.lse}, probes
+
+    def reordered(self, recipe: Recipe) -> Recipe:
+        """The same recipe with every sum from last to first."""
+        return reordered(recipe)
+
+    def fields(self, recipe: Recipe) -> dict[str, Any]:
+        """What decides the recipe's numbers."""
+        return deciding_fields(recipe)
 
     def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
         """The problem's rows of whole outputs."""
@@ -101,21 +111,6 @@ def call_of(problem: Problem) -> Call:
     scale = q.shape[-1] ** -0.5 if given is None else float(given)
     rows = torch.arange(q.shape[-2], device=q.device) if problem.rows is None else problem.rows
     return Call(q, k, v, mask, scale, rows)
-
-
-def _stored(x: Tensor, format: Format) -> Tensor:
-    if x.dtype == torch.bool:
-        return x
-    rounded = round_to(x, format, overflow="saturate") if format.mantissa_bits < 52 else x
-    return rounded.float() if format.mantissa_bits <= 23 else rounded
-
-
-def _sampled(parameters: Mapping[str, Value], seed: int) -> Tensor | None:
-    rows, n = parameters["rows"], cast(int, parameters["seq_len"])
-    if rows is None or cast(int, rows) >= n:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(n, generator=generator)[: cast(int, rows)].sort().values
 
 
 def _tiled(recipe: Recipe, parameters: Mapping[str, Value], call: Call) -> Recipe:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from roundoff.errors import UsageError
+from roundoff.operators.parsing import distribution, number, positive
 from roundoff.operators.protocol import Parameter, Value
 
-__all__ = ["DISTRIBUTIONS", "PARAMETERS", "check", "lengths", "parse_mask"]
+__all__ = [
+    "DEFAULT_NUMBERS",
+    "DISTRIBUTIONS",
+    "PARAMETERS",
+    "check",
+    "lengths",
+    "parse_inputs",
+    "parse_mask",
+]
 
 MASKS = ("none", "causal", "causal-lower-right", "window:<keys>", "boolean", "additive")
 
@@ -23,21 +31,8 @@ DISTRIBUTIONS: Mapping[str, str] = {
 }
 
 
-def _positive(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise ValueError("expected a whole number") from None
-    if value < 1:
-        raise ValueError("expected a whole number of at least 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("expected a number") from None
+DEFAULT_NUMBERS = {"normal": 1.0, "peaked": 20.0, "offset": 4.0}
+"""The distributions that take a number, and what it is where none is given."""
 
 
 def parse_mask(text: str) -> str:
@@ -47,9 +42,9 @@ def parse_mask(text: str) -> str:
     'window:64'
     """
     kind, _, width = text.partition(":")
-    if kind == "window" and width.isdigit() and int(width) > 0:
+    if kind == "window" and width.isdecimal() and int(width) > 0:
         return f"window:{int(width)}"
-    if width or kind not in MASKS:
+    if text not in MASKS or kind == "window":
         raise ValueError(f"expected one of {', '.join(MASKS)}")
     return kind
 
@@ -57,22 +52,10 @@ def parse_mask(text: str) -> str:
 def parse_inputs(text: str) -> str:
     """Check the spelling of a distribution, and write its number in one way.
 
-    >>> parse_inputs("normal:4.0"), parse_inputs("normal:1")
-    ('normal:4', 'normal')
+    >>> parse_inputs("normal:4.0"), parse_inputs("peaked:20")
+    ('normal:4', 'peaked')
     """
-    kind, _, rest = text.partition(":")
-    if kind == "file":
-        if not rest:
-            raise ValueError("expected file:<path of a .safetensors file>")
-        return f"file:{Path(rest)}"
-    if kind not in DISTRIBUTIONS:
-        raise ValueError(f"expected one of {', '.join(DISTRIBUTIONS)}")
-    if not rest:
-        return kind
-    if kind not in ("normal", "peaked", "offset"):
-        raise ValueError(f"{kind!r} takes no number")
-    value = _number(rest)
-    return "normal" if (kind, value) == ("normal", 1.0) else f"{kind}:{value:g}"
+    return distribution(text, DISTRIBUTIONS, DEFAULT_NUMBERS)
 
 
 _ROWS = "query rows to look at, drawn by seed (default: all); golden then costs rows x kv_len"
@@ -80,20 +63,20 @@ _ROWS = "query rows to look at, drawn by seed (default: all); golden then costs 
 PARAMETERS: Mapping[str, Parameter] = {
     p.name: p
     for p in (
-        Parameter("batch", 1, "batch size", _positive),
-        Parameter("heads", 4, "query heads", _positive),
-        Parameter("kv_heads", None, "key and value heads (default: as many as heads)", _positive),
-        Parameter("seq_len", 1024, "number of queries", _positive),
-        Parameter("kv_len", None, "number of keys (default: seq_len)", _positive),
-        Parameter("head_dim", 64, "head dim of Q and K", _positive),
-        Parameter("v_dim", None, "head dim of V (default: head_dim)", _positive),
+        Parameter("batch", 1, "batch size", positive),
+        Parameter("heads", 4, "query heads", positive),
+        Parameter("kv_heads", None, "key and value heads (default: as many as heads)", positive),
+        Parameter("seq_len", 1024, "number of queries", positive),
+        Parameter("kv_len", None, "number of keys (default: seq_len)", positive),
+        Parameter("head_dim", 64, "head dim of Q and K", positive),
+        Parameter("v_dim", None, "head dim of V (default: head_dim)", positive),
         Parameter("mask", "none", ", ".join(MASKS), parse_mask),
-        Parameter("scale", None, "factor of QK^T (default: 1 / sqrt(head_dim))", _number),
+        Parameter("scale", None, "factor of QK^T (default: 1 / sqrt(head_dim))", number),
         Parameter("inputs", "normal", ", ".join(DISTRIBUTIONS), parse_inputs),
-        Parameter("rows", None, _ROWS, _positive),
-        Parameter("tile", None, "keys a tile (default: the recipe's)", _positive, recipe_only=True),
+        Parameter("rows", None, _ROWS, positive),
+        Parameter("tile", None, "keys a tile (default: the recipe's)", positive, recipe_only=True),
         Parameter(
-            "q_tile", None, "queries a tile; no effect on forward", _positive, recipe_only=True
+            "q_tile", None, "queries a tile; no effect on forward", positive, recipe_only=True
         ),
     )
 }

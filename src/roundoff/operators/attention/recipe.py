@@ -7,20 +7,40 @@ The numbers in brackets are the places; docs/recipes.md explains each with its s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
-from roundoff.errors import UnknownNameError
-from roundoff.formats import FORMATS, Format
-from roundoff.sites import INPUT, Accumulator, Choice, Element, Quantizer, Site, resolve
+from roundoff.errors import UsageError
+from roundoff.formats import Format
+from roundoff.sites import (
+    INPUT,
+    OPMATH,
+    Accumulator,
+    Element,
+    Exponential,
+    Place,
+    Quantizer,
+    Sited,
+    resolve,
+)
 
 __all__ = [
-    "Exponential", "Logits", "Maximum", "Normalise", "Operands", "Prescale", "Recipe", "RowSum",
+    "Exponential",
+    "Logits",
+    "Maximum",
+    "Normalise",
+    "Operands",
+    "Prescale",
+    "Recipe",
+    "RowSum",
     "Tile",
-]  # fmt: skip
+    "TileRule",
+]
 
-FP64, FP32 = FORMATS["fp64"], FORMATS["fp32"]
-BF16, FP16 = FORMATS["bf16"], FORMATS["fp16"]
+
+ACCUMULATOR = Accumulator()
+EXPONENTIAL = Exponential()
+AS_THEY_ARE: tuple[None, ...] = (None,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +61,11 @@ class Operands:
 class Prescale:
     """[1] What is multiplied onto Q and K before the product, and the format that it goes to.
 
-    `none`; `q`: the scale onto Q; `qk`: its square root onto both.
+    `none`; `q`: the scale onto Q; `qk`: the square root of its size onto both, its sign onto Q.
     """
 
     operands: Literal["none", "q", "qk"] = "none"
-    format: Element = FP32
+    format: Element = OPMATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +73,11 @@ class Logits:
     """[4] Where scale and mask are put in: `after` the product, in a rounding of its own, or
     in the `fma` of the exponential; and the format of the result.
 
-    With `Prescale` of `q` or `qk` there is no scale left to apply.
+    `before`: the scale went in with `Prescale`.
     """
 
     scale: Literal["after", "fma", "before"] = "after"
-    format: Element = FP32
-
-
-@dataclass(frozen=True, slots=True)
-class Exponential:
-    """[5] Base and approximation of exp, and the formats of its argument and result.
-
-    `approximation` names a row of `exponentials.EXPONENTIALS`. The last `row length mod
-    tail` columns of a tile take the exact exponential, as vectorised loops do.
-    """
-
-    base: Literal["e", "2"] = "e"
-    approximation: str = "exact"
-    tail: int | None = None
-    argument: Element = FP32
-    format: Element = FP32
+    format: Element = OPMATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +96,8 @@ class Maximum:
     rule: Literal["always", "lazy", "row", "tie-safe"] = "always"
     threshold: float = 0.0
     beta: float = 2.0
-    format: Element = FP32
-    factor: Element = FP32
+    format: Element = OPMATH
+    factor: Element = OPMATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,7 @@ class RowSum:
     """[8] Whether l adds P `before` or `after` P's cast, and how l is carried."""
 
     adds: Literal["before", "after"] = "before"
-    accumulator: Accumulator = Accumulator()
+    accumulator: Accumulator = ACCUMULATOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class Normalise:
 
     when: Literal["end", "block"] = "end"
     by: Literal["division", "reciprocal"] = "division"
-    format: Element = FP32
+    format: Element = OPMATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,7 @@ class TileRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Sited):
     """An attention kernel's numerics as data.
 
     `source` says where the choices were read, `known` whether they were compared with the
@@ -159,89 +164,49 @@ class Recipe:
     known: Literal["run", "read", "defined"] = "defined"
     operands: Operands = Operands()
     prescale: Prescale = Prescale()
-    qk: Accumulator = Accumulator()  # [2] the product QK^T
-    scores: Element = FP32  # [3] the format in which S is stored
+    qk: Accumulator = ACCUMULATOR  # [2] the product QK^T
+    scores: Element = OPMATH  # [3] the format in which S is stored
     logits: Logits = Logits()
-    exponential: Exponential = Exponential()
+    exponential: Exponential = EXPONENTIAL  # [5]
     maximum: Maximum = Maximum()
     probabilities: Element | Quantizer = INPUT  # [7] the format of P as it enters PV
     row_sum: RowSum = RowSum()
-    pv: Accumulator = Accumulator()  # [9] the product PV and the running O
+    pv: Accumulator = ACCUMULATOR  # [9] the product PV and the running O
     normalise: Normalise = Normalise()
     tile: Tile | TileRule = Tile()
     output: Element = INPUT  # [12] the cast of the output
+
+    SITES: ClassVar[Mapping[str, Place]] = {
+        "q": Place("operands.q", "Q on its way in", AS_THEY_ARE),
+        "k": Place("operands.k", "K on its way in", AS_THEY_ARE),
+        "v": Place("operands.v", "V on its way in", AS_THEY_ARE),
+        "prescale": Place("prescale.format", "Q (and K) times the scale"),
+        "qk": Place("qk", "the sum in QK^T"),
+        "scores": Place("scores", "S as stored"),
+        "logits": Place("logits.format", "S after scale and mask"),
+        "argument": Place("exponential.argument", "the argument of exp"),
+        "approximation": Place(
+            "exponential.approximation", "how exp is computed", ("exact", "fexp_u20", "exp_u20")
+        ),
+        "exp": Place("exponential.format", "the result of exp"),
+        "maximum": Place("maximum.format", "the running maximum m"),
+        "factor": Place("maximum.factor", "the rescaling factor exp(m_old - m)"),
+        "probabilities": Place("probabilities", "P as it enters PV"),
+        "row_sum": Place("row_sum.accumulator", "the running row sum l"),
+        "pv": Place("pv", "the sum in PV and the running output O"),
+        "normalise": Place("normalise.format", "O (or P) over l"),
+        "output": Place("output", "the output's cast"),
+    }
+
+    def __post_init__(self) -> None:
+        if (self.prescale.operands == "none") == (self.logits.scale == "before"):
+            times = "nowhere" if self.prescale.operands == "none" else "twice"
+            raise UsageError(
+                f"recipe {self.name!r} applies the scale {times}; logits.scale is 'before' "
+                "exactly where prescale puts it onto the operands"
+            )
 
     def resolved(self, storage: Format, *, head_dim: int, causal: bool) -> Recipe:
         """The recipe for one call: storage format and tile put in."""
         tile = self.tile.tile(head_dim, causal) if isinstance(self.tile, TileRule) else self.tile
         return resolve(replace(self, tile=tile), storage)
-
-    def sites(self) -> tuple[Site, ...]:
-        """The places at which this recipe rounds or may round, in the order of the data."""
-        return tuple(
-            Site(name, doc, _get(self, path), _alternatives(_get(self, path)))
-            for name, (path, doc) in SITES.items()
-        )
-
-    def choose(self, choices: Mapping[str, Choice]) -> Recipe:
-        """The same recipe with other choices at the named sites."""
-        recipe = self
-        for name, choice in choices.items():
-            if name not in SITES:
-                raise UnknownNameError("site", name, SITES)
-            recipe = _set(recipe, SITES[name][0], choice)
-        return recipe
-
-    @property
-    def wide(self) -> bool:
-        """Whether some site asks for more than fp32, so that arithmetic must be float64."""
-        return any(_is_wide(site.choice) for site in self.sites())
-
-
-SITES: dict[str, tuple[tuple[str, ...], str]] = {
-    "prescale": (("prescale", "format"), "Q (and K) times the scale"),
-    "qk": (("qk",), "the sum in QK^T"),
-    "scores": (("scores",), "S as stored"),
-    "logits": (("logits", "format"), "S after scale and mask"),
-    "argument": (("exponential", "argument"), "the argument of exp"),
-    "exp": (("exponential", "format"), "the result of exp"),
-    "maximum": (("maximum", "format"), "the running maximum m"),
-    "factor": (("maximum", "factor"), "the rescaling factor exp(m_old - m)"),
-    "probabilities": (("probabilities",), "P as it enters PV"),
-    "row_sum": (("row_sum", "accumulator"), "the running row sum l"),
-    "pv": (("pv",), "the sum in PV and the running output O"),
-    "normalise": (("normalise", "format"), "O (or P) over l"),
-    "output": (("output",), "the output's cast"),
-}
-
-
-def _get(value: object, path: tuple[str, ...]) -> Choice:
-    for name in path:
-        value = getattr(value, name)
-    return value
-
-
-def _set(recipe: Recipe, path: tuple[str, ...], choice: Choice) -> Recipe:
-    head, *rest = path
-    if rest:
-        choice = replace(getattr(recipe, head), **{rest[0]: choice})
-    return replace(recipe, **{head: choice})
-
-
-def _alternatives(choice: Choice) -> tuple[Choice, ...]:
-    if isinstance(choice, Accumulator):
-        formats = (FP64, FP32, BF16, FP16)
-        return tuple(replace(choice, format=f, order="library") for f in formats)
-    return (FP64, FP32, BF16, FP16)
-
-
-def _is_wide(choice: Choice) -> bool:
-    if isinstance(choice, Accumulator):
-        choice = choice.format
-    return isinstance(choice, Format) and choice.mantissa_bits > FP32.mantissa_bits
-
-
-def fingerprint_fields(recipe: Recipe) -> dict[str, object]:
-    """The fields that decide numbers: all but the words."""
-    words = {"name", "doc", "source", "known"}
-    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name not in words}

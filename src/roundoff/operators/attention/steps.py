@@ -1,0 +1,158 @@
+"""The steps of attention on one tile of keys: scores, maximum, probabilities, normalisation.
+
+B batch, H heads, R rows of one block, K keys of one tile
+S [B,H,R,K] scores    P [B,H,R,K] exp(S - m)    m, l [B,H,R,1]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roundoff.formats import Format, to_dtype
+from roundoff.operators.arithmetic import divide, matmul, put, settled
+from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.recipe import Recipe
+from roundoff.operators.exponentials import LOG2_E, exponential, fma
+from roundoff.sites import Quantizer
+
+__all__ = [
+    "Block",
+    "divided",
+    "new_maximum",
+    "normalised",
+    "probabilities",
+    "rescaling",
+    "scores",
+]
+
+HIDDEN = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of query rows, and all that its output is computed from.
+
+    Q [B,H,R,D] holds the block's rows, K [B,H,M,D] and V [B,H,M,Dv] all keys; `rows` are the
+    numbers of the rows in the whole call.
+    """
+
+    recipe: Recipe
+    call: Call
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor
+
+    @property
+    def folds(self) -> bool:
+        """Whether the scale waits for the exponential's FMA; a bias must be added to scaled S."""
+        return self.recipe.logits.scale == "fma" and self.call.mask.kind != "additive"
+
+    @property
+    def unit(self) -> float:
+        """What one unit of S is in the exponent of e."""
+        return self.call.scale if self.folds else 1.0
+
+
+def scores(block: Block, keys: slice) -> Tensor:
+    """S of a tile as the maximum and the exponential see it, hidden keys at -inf."""
+    recipe, call = block.recipe, block.call
+    s = matmul(block.q, block.k[..., keys, :].transpose(-1, -2), recipe.qk)
+    s = put(s, recipe.scores)
+    if not block.folds and recipe.logits.scale != "before":
+        s = put(s * call.scale, recipe.logits.format)
+    s = call.mask.apply(s, block.rows, keys, call.lengths)
+    return put(s, recipe.logits.format) if call.mask.kind == "additive" else s
+
+
+def new_maximum(block: Block, m: Tensor, s: Tensor) -> Tensor:
+    """m after a tile, by the recipe's rule."""
+    how = block.recipe.maximum
+    if how.rule == "row":
+        return m
+    largest = s.amax(-1, keepdim=True)
+    if how.rule == "tie-safe":
+        largest = _above_ties(block, s, largest)
+    new = torch.maximum(m, largest)
+    if how.rule == "lazy":
+        rise = (largest - m) * (block.unit * LOG2_E)
+        stays = (rise <= how.threshold) & (m != HIDDEN)
+        new = torch.where(stays, m, new)
+    return put(new, how.format)
+
+
+def _above_ties(block: Block, s: Tensor, largest: Tensor) -> Tensor:
+    """The shift of rows whose maximum is tied, capped so that no entry of P underflows."""
+    cap = -0.5 * math.log(_smallest_weight(block.recipe)) / block.unit
+    beta = block.recipe.maximum.beta
+    raised = torch.where(largest > 0, largest * beta, torch.zeros_like(largest))
+    tied = ((s == largest).sum(-1, keepdim=True) > 1) & largest.isfinite()
+    return torch.where(tied, torch.minimum(raised, largest + cap), largest)
+
+
+def _smallest_weight(recipe: Recipe) -> float:
+    """The smallest P that keeps its precision at every site which it passes."""
+    p, factor = recipe.probabilities, 1.0
+    if isinstance(p, Quantizer):
+        p, factor = p.element, p.factor
+    sites = (recipe.exponential.format, recipe.row_sum.accumulator.format)
+    normals = [settled(site).smallest_normal for site in sites]
+    return max(2.0**-126, settled(p).smallest_normal / factor, *normals)
+
+
+def rescaling(block: Block, before: Tensor, shift: Tensor) -> Tensor:
+    """The factor exp(m_old - m) that takes l and O of earlier tiles to the new maximum."""
+    difference = before - shift
+    if block.recipe.exponential.base == "2":
+        factor = torch.exp2(difference * (block.unit * LOG2_E))
+    else:
+        factor = torch.exp(difference * block.unit)
+    return put(factor, block.recipe.maximum.factor)
+
+
+def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:
+    """P = exp(S - m), before it is cast for the product with V."""
+    how, unit = block.recipe.exponential, block.unit
+    if block.recipe.logits.scale == "fma":
+        # The factor as the kernel holds it: in the carrier, not in Python's float64.
+        c = torch.tensor(unit * LOG2_E if how.base == "2" else unit, dtype=s.dtype).item()
+        x = fma(s, c, -(shift * c))
+    else:
+        x = s - shift
+        x = x * LOG2_E if how.base == "2" else x
+    return put(exponential(put(x, how.argument), how), how.format)
+
+
+def normalised(block: Block, p: Tensor, s: Tensor, total: Tensor) -> Tensor:
+    """P over l, for recipes that divide before the product with V."""
+    recipe = block.recipe
+    if recipe.row_sum.accumulator.order != "softmax":
+        return divided(block, p, total)
+    stored = _as_torch_stores_it(recipe, s)
+    p = torch.softmax(stored, -1).to(s.dtype).masked_fill(total == 0, 0.0)
+    return put(p, recipe.normalise.format)
+
+
+def _as_torch_stores_it(recipe: Recipe, s: Tensor) -> Tensor:
+    """S in the dtype in which torch.softmax reads S and writes P: each has its own order of sums.
+
+    Where the recipe keeps S and P in two formats, that is the wider of them, so that no
+    rounding happens that the recipe does not name.
+    """
+    formats = recipe.scores, recipe.probabilities
+    wide = max(
+        (f for f in formats if isinstance(f, Format)), key=lambda f: f.mantissa_bits, default=None
+    )
+    if wide is None or wide.dtype is None:
+        return s
+    return to_dtype(s, wide)
+
+
+def divided(block: Block, x: Tensor, total: Tensor) -> Tensor:
+    """x over l as the recipe divides, 0 where l is 0."""
+    how = block.recipe.normalise
+    return divide(x, total, how.by, how.format)
