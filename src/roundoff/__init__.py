@@ -1,3 +1,65 @@
-"""roundoff: how far an optimization moves the numbers, where from, and whether it matters."""
+"""roundoff: how far an optimization of training moves the numbers, where from, and whether it matters.
+
+>>> import roundoff
+>>> roundoff.get_format("bf16").eps
+0.0078125
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roundoff.bench.compare import Comparison, compare
+    from roundoff.errors import RoundoffError
+    from roundoff.formats import Format, get_format
+    from roundoff.formats.rounding import round_to
+    from roundoff.kernels.user import kernel
+    from roundoff.operators.attention.api import emulate, golden
+    from roundoff.operators.attention.call import Attention
+    from roundoff.operators.attention.recipe import Recipe
+    from roundoff.store import Run
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Attention",
+    "Comparison",
+    "Format",
+    "Recipe",
+    "RoundoffError",
+    "Run",
+    "compare",
+    "emulate",
+    "get_format",
+    "golden",
+    "kernel",
+    "round_to",
+]
+
+_PLACES = {
+    "Attention": "operators.attention.call",
+    "Comparison": "bench.compare",
+    "Format": "formats",
+    "Recipe": "operators.attention.recipe",
+    "RoundoffError": "errors",
+    "Run": "store",
+    "compare": "bench.compare",
+    "emulate": "operators.attention.api",
+    "get_format": "formats",
+    "golden": "operators.attention.api",
+    "kernel": "kernels.user",
+    "round_to": "formats.rounding",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'roundoff' has no attribute {name!r}")
+    from roundoff.registry import load  # noqa: PLC0415 - keeps this namespace to its public names
+
+    return load(f"roundoff.{_PLACES[name]}:{name}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,102 @@
+"""The recipes study: how much of a real kernel's output its recipe explains, bit for bit.
+
+A share of identical bits means little alone: golden rounded once (the null) matches some
+kernels almost everywhere, and another order of the same sums (the floor) costs a little.
+So each claim is told with the null, the lift over it, and that floor.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from roundoff.bench.plan import Plan, Sweep
+from roundoff.studies.study import Claim, Finding, Study
+
+__all__ = ["STUDY"]
+
+ODD = ("1", "7", "33", "100", "257", "513", "1000", "1025", "2048", "4096")
+SHORT = ("1", "33", "257", "512", "1025")
+FOLLOWED = ("torch-math", "torch-math-reduced", "torch-cpu-flash")
+
+
+def _plan(lengths: tuple[str, ...], seeds: int) -> Plan:
+    grid = {
+        "seq_len": lengths,
+        "mask": ("none", "causal"),
+        "inputs": ("normal", "normal:2", "normal:4"),
+    }
+    sweeps: list[Sweep] = []
+    for name in FOLLOWED:
+        rest = {"axes": grid, "seeds": seeds, "formats": ("bf16", "fp16")}
+        sweeps.append(Sweep.model_validate(
+            {"baseline": f"kernel:{name}", "recipes": (name,)} | rest
+        ))
+        sweeps.append(Sweep.model_validate(
+            {"baseline": f"recipe:{name}", "recipes": (f"{name}~reordered",)} | rest
+        ))  # fmt: skip
+    return Plan(sweep=tuple(sweeps))
+
+
+def evidence(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Pooled and worst match of recipe `name` with its kernel, one line a format."""
+    follows = (rows["candidate"] == f"recipe:{name}") & (rows["baseline"] == f"kernel:{name}")
+    reorders = rows["candidate"] == f"recipe:{name}~reordered"
+    lines: list[dict[str, object]] = []
+    for format, part in rows[follows].groupby("format"):
+        floor = _pooled(rows[reorders & (rows["format"] == format)], "match")
+        match, null = _pooled(part, "match"), _pooled(part, "null")
+        lift = (match - null) / (1 - null) if null < 1 else float("nan")
+        lines.append(
+            {"recipe": name, "format": format, "match": match, "worst": part[_column("match")].min(),
+             "null": null, "lift": lift, "order floor": floor, "cells": len(part)}
+        )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _column(name: str) -> str:
+    return f"evidence_out_{name}"
+
+
+def _pooled(rows: pd.DataFrame, name: str) -> float:
+    """The share over all elements, so that long cells count for what they are."""
+    weights = rows["out_n"]
+    return float((rows[_column(name)] * weights).sum() / weights.sum())
+
+
+def _follows(name: str, pooled: float, worst: float) -> Claim:
+    def judge(rows: pd.DataFrame) -> Finding:
+        table = evidence(rows, name)
+        if table.empty:
+            raise ValueError(f"no row of {name}")
+        words = "; ".join(
+            f"{r['format']} {_percent(r['match'])} (worst cell {_percent(r['worst'])}, "
+            f"null {_percent(r['null'])}, lift {r['lift']:.4f}, "
+            f"order floor {_percent(r['order floor'])})"
+            for r in table.to_dict("records")
+        )
+        good = (table["match"] >= pooled).all() and (table["worst"] >= worst).all()
+        return Finding("holds" if good else "does not hold", words, evidence=table)
+
+    return Claim(
+        name,
+        f"the recipe {name} gives the kernel's bits",
+        f"at least {_percent(pooled)}, worst cell {_percent(worst)}",
+        judge,
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %" if share > 0.99995 or share < 0.99 else f"{100 * share:.3f} %"
+
+
+STUDY = Study(
+    name="recipes",
+    source="the kernels of this machine",
+    doc="Do the recipes that can be run here follow their kernels, bit for bit?",
+    presets={"quick": lambda: _plan(SHORT, 1), "full": lambda: _plan(ODD, 2)},
+    claims=(
+        _follows("torch-math", 1.0, 1.0),
+        _follows("torch-math-reduced", 1.0, 1.0),
+        _follows("torch-cpu-flash", 0.999, 0.999),
+    ),
+)
