@@ -1,4 +1,4 @@
-"""roundoff: how far an optimization of training moves the numbers, where from, and whether it matters.
+"""roundoff: how far an optimization moves the numbers, where from, and whether it matters.
 
 >>> import roundoff
 >>> roundoff.get_format("bf16").eps

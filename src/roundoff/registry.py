@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from roundoff.errors import MissingLibraryError, UnknownNameError, UsageError
 
@@ -68,7 +68,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return sum(1 for _ in self)
 
 
-def load(place: str):  # noqa: ANN201 - whatever stands there
+def load(place: str) -> Any:
     """Import what stands at `"module:attribute"`."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -79,7 +79,7 @@ def is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
 
 
-def require(library: str, *, extra: str, purpose: str):  # noqa: ANN201 - a module
+def require(library: str, *, extra: str, purpose: str) -> Any:
     """Import an optional library, or say which extra installs it."""
     try:
         return importlib.import_module(library)

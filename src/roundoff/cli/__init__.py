@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 app = App(
     name="roundoff",
-    help="How far an optimization of training moves the numbers, where from, and whether it matters.",
+    help="How far an optimization moves the numbers, where from, and whether it matters.",
     version=__version__,
     help_format="markdown",
     exit_on_error=False,
@@ -35,16 +35,14 @@ for _name, _help in {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; exit 0 when it is done, 2 where it cannot be, with one line that says why."""
+    """Run the command: exit 0 when done, 2 where it cannot be, with one line that says why."""
     try:
         status = app(arguments)
     except (RoundoffError, CycloptsError) as error:
         _complain(error)
         sys.exit(BAD)
     except KeyboardInterrupt:
-        print(
-            "\nroundoff: interrupted; the same command goes on from here", file=sys.stderr
-        )
+        print("\nroundoff: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.exit(0)

@@ -125,7 +125,9 @@ def _show_plan(plan: Plan, cells: list[Cell], running: Running) -> None:
         print_json("plan", {"cells": len(cells), "operations": cost, "candidates": rows})
         return
     rows = [(c, f, n) for (c, f), n in counts.items()]
-    print_table(f"{len(cells)} cells, {cost:.2g} operations", ["candidate", "format", "cells>"], rows)
+    print_table(
+        f"{len(cells)} cells, {cost:.2g} operations", ["candidate", "format", "cells>"], rows
+    )
 
 
 def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
@@ -146,7 +148,16 @@ def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[object, ...]]]:
     """One line a candidate and point: size and bias side by side, and the match."""
-    columns = ["candidate", "cell", "rmse>", "x base>", "x floor>", "gain>", "max ulp p99>", "match>"]
+    columns = [
+        "candidate",
+        "cell",
+        "rmse>",
+        "x base>",
+        "x floor>",
+        "gain>",
+        "max ulp p99>",
+        "match>",
+    ]
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault((row["cell"]["candidate"], _varied(row, rows)), []).append(row)

@@ -55,7 +55,7 @@ def _formats(operator: str | None) -> list[Row]:
     values = {format.name: format for format in FORMATS.values()}
     return [
         {"name": f.name, "bits": f.bits, "exponent": f.exponent_bits, "mantissa": f.mantissa_bits,
-         "eps": f"{f.eps:.3g}", "max": f"{f.max:.4g}", "smallest normal": f"{f.smallest_normal:.3g}",
+         "eps": f"{f.eps:.3g}", "max": f"{f.max:.4g}", "normal": f"{f.smallest_normal:.3g}",
          "smallest": f"{f.smallest_subnormal:.3g}"}
         for f in values.values()
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from roundoff.cli.terminal import command_line, messages, print_json, print_tabl
 from roundoff.records import SCHEMA, Verdict
 from roundoff.store import Run
 from roundoff.studies import STUDIES
+from roundoff.studies.study import Frame
 
 __all__ = ["study_command"]
 
@@ -64,9 +65,7 @@ def study_command(
     run, named, progress = carry_out(
         cells, running, folder=folder, manifest={"study": name, "preset": preset}
     )
-    frame = run.frame()
-    rows = frame[frame["id"].isin(list(named))]
-    verdicts = study.judge(rows)
+    verdicts = study.judge(_rows(run, list(named)))
     run.write_document("claims.json", {
         "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
         "command": command_line(), "claims": [v.to_record() for v in verdicts],
@@ -74,6 +73,11 @@ def study_command(
     pages = _report(run) if report else []
     _show(run, verdicts, pages, running, time.perf_counter() - started)
     return 2 if any(v.outcome == "cannot tell" for v in verdicts) and progress.failed else 0
+
+
+def _rows(run: Run, ids: list[str]) -> Frame:
+    frame: Frame = run.frame()
+    return frame[frame["id"].isin(ids)]
 
 
 def _minutes(cost: float) -> str:
@@ -95,9 +99,7 @@ def _show(
             "claims": [v.to_record() for v in verdicts], "report": [str(p) for p in pages],
         })  # fmt: skip
         return
-    rows = [
-        (v.claim, f"{v.text} ({v.claimed})", _measured(v), v.outcome) for v in verdicts
-    ]
+    rows = [(v.claim, f"{v.text} ({v.claimed})", _measured(v), v.outcome) for v in verdicts]
     print_table("", ["claim", "paper", "measured", "verdict"], rows)
     console = messages()
     for page in pages[:1]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -53,7 +53,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 @contextlib.contextmanager
-def progress_bar(text: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(text: str, total: int) -> Generator[Callable[[int], None]]:
     """A bar on standard error; call what it yields with the number of things done so far."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:

@@ -7,10 +7,10 @@ So each claim is told with the null, the lift over it, and that floor.
 
 from __future__ import annotations
 
-import pandas as pd
+from collections.abc import Mapping
 
 from roundoff.bench.plan import Plan, Sweep
-from roundoff.studies.study import Claim, Finding, Study
+from roundoff.studies.study import Claim, Finding, Frame, Study, frame
 
 __all__ = ["STUDY"]
 
@@ -28,43 +28,44 @@ def _plan(lengths: tuple[str, ...], seeds: int) -> Plan:
     sweeps: list[Sweep] = []
     for name in FOLLOWED:
         rest = {"axes": grid, "seeds": seeds, "formats": ("bf16", "fp16")}
-        sweeps.append(Sweep.model_validate(
-            {"baseline": f"kernel:{name}", "recipes": (name,)} | rest
-        ))
+        sweeps.append(
+            Sweep.model_validate({"baseline": f"kernel:{name}", "recipes": (name,)} | rest)
+        )
         sweeps.append(Sweep.model_validate(
             {"baseline": f"recipe:{name}", "recipes": (f"{name}~reordered",)} | rest
         ))  # fmt: skip
     return Plan(sweep=tuple(sweeps))
 
 
-def evidence(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+def evidence(rows: Frame, name: str) -> Frame:
     """Pooled and worst match of recipe `name` with its kernel, one line a format."""
     follows = (rows["candidate"] == f"recipe:{name}") & (rows["baseline"] == f"kernel:{name}")
     reorders = rows["candidate"] == f"recipe:{name}~reordered"
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     for format, part in rows[follows].groupby("format"):
         floor = _pooled(rows[reorders & (rows["format"] == format)], "match")
         match, null = _pooled(part, "match"), _pooled(part, "null")
         lift = (match - null) / (1 - null) if null < 1 else float("nan")
+        worst = part[_column("match")].min()
         lines.append(
-            {"recipe": name, "format": format, "match": match, "worst": part[_column("match")].min(),
-             "null": null, "lift": lift, "order floor": floor, "cells": len(part)}
+            {"recipe": name, "format": format, "match": match, "worst": worst, "null": null,
+             "lift": lift, "order floor": floor, "cells": len(part)}
         )  # fmt: skip
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
 def _column(name: str) -> str:
     return f"evidence_out_{name}"
 
 
-def _pooled(rows: pd.DataFrame, name: str) -> float:
+def _pooled(rows: Frame, name: str) -> float:
     """The share over all elements, so that long cells count for what they are."""
     weights = rows["out_n"]
     return float((rows[_column(name)] * weights).sum() / weights.sum())
 
 
 def _follows(name: str, pooled: float, worst: float) -> Claim:
-    def judge(rows: pd.DataFrame) -> Finding:
+    def judge(rows: Frame) -> Finding:
         table = evidence(rows, name)
         if table.empty:
             raise ValueError(f"no row of {name}")

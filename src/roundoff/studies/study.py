@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 from roundoff.bench.plan import Plan
 from roundoff.errors import UnknownNameError
 from roundoff.records import Verdict
 from roundoff.records.verdict import Outcome
+from roundoff.registry import require
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["Claim", "Finding", "Frame", "Study", "frame", "joined"]
 
-__all__ = ["Claim", "Finding", "Study"]
+Frame: TypeAlias = Any
+"""A pandas DataFrame (or one of its rows): pandas' own types are partial and would hide errors."""
+
+
+def frame(lines: Sequence[Mapping[str, object]]) -> Frame:
+    """A table of `lines`."""
+    return require("pandas", extra="analysis", purpose="judging claims").DataFrame(lines)
+
+
+def joined(*tables: Frame) -> Frame:
+    """The lines of all tables, one below the other."""
+    pandas = require("pandas", extra="analysis", purpose="judging claims")
+    return pandas.concat(tables, ignore_index=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +36,7 @@ class Finding:
     outcome: Outcome
     measured: str
     condition: str = ""
-    evidence: pd.DataFrame | None = None
+    evidence: Frame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +50,17 @@ class Claim:
     id: str
     text: str
     claimed: str
-    judge: Callable[[pd.DataFrame], Finding]
+    judge: Callable[[Frame], Finding]
 
-    def verdict(self, rows: pd.DataFrame) -> Verdict:
-        """The outcome of this claim over `rows`; rows that it needs and are not there: cannot tell."""
+    def verdict(self, rows: Frame) -> Verdict:
+        """The outcome of this claim over `rows`; `cannot tell` where rows are missing."""
         try:
             found = self.judge(rows)
         except (KeyError, ValueError, IndexError) as error:
             found = Finding("cannot tell", f"rows are missing: {type(error).__name__} {error}")
-        evidence = [] if found.evidence is None else found.evidence.to_dict("records")
+        evidence: list[dict[object, Any]] = []
+        if found.evidence is not None:
+            evidence = found.evidence.to_dict("records")
         return Verdict(
             self.id, self.text, self.claimed, found.outcome, found.measured, found.condition,
             [{str(k): v for k, v in row.items()} for row in evidence],
@@ -69,7 +83,7 @@ class Study:
             raise UnknownNameError(f"preset of {self.name}", preset, self.presets)
         return self.presets[preset]()
 
-    def judge(self, rows: pd.DataFrame) -> list[Verdict]:
+    def judge(self, rows: Frame) -> list[Verdict]:
         """The verdict of every claim."""
         good = rows[rows["status"] == "ok"]
         return [claim.verdict(good) for claim in self.claims]

@@ -7,13 +7,20 @@ paper does not state its rounding, and says what it takes.
 from __future__ import annotations
 
 import itertools
-
-import pandas as pd
+import math
+from collections.abc import Mapping
 
 from roundoff.metrics import Interval
 from roundoff.studies.flash_attention.plan import FORMATS, PAPER_TILE, SWAPPED_TILE, TILES
-from roundoff.studies.flash_attention.rows import METRICS, paired_ratio, pick, seeds_of, slope, spell
-from roundoff.studies.study import Claim, Finding
+from roundoff.studies.flash_attention.rows import (
+    METRICS,
+    paired_ratio,
+    pick,
+    seeds_of,
+    slope,
+    spell,
+)
+from roundoff.studies.study import Claim, Finding, Frame, frame, joined
 
 __all__ = ["CLAIMS"]
 
@@ -36,7 +43,7 @@ REAL = {
 }  # fmt: skip
 
 
-def _c1(rows: pd.DataFrame) -> Finding:
+def _c1(rows: Frame) -> Finding:
     table = ratio_map(rows)
     paper = table[(table["metric"] == "max error") & (table["inputs"] == "normal")]
     emulated = paper[paper["candidate"].isin(STATES)]
@@ -47,8 +54,7 @@ def _c1(rows: pd.DataFrame) -> Finding:
     if about.empty:
         top = emulated.loc[emulated["ratio"].idxmax()]
         return Finding("does not hold", f"at most {_cell(top)}; {kernels}", evidence=table)
-    distance = about["ratio"].apply(lambda r: max(r / 10, 10 / r))
-    best = about.loc[distance.idxmin()]
+    best = about.loc[(about["ratio"].apply(math.log10) - 1.0).abs().idxmin()]
     where = f"{_short(best['candidate'])}, tile {best['tile']:.0f}, n {best['seq_len']:.0f}"
     states = " or ".join(dict.fromkeys(STATES[c] for c in about["candidate"]))
     tiles = (about["seq_len"] / about["tile"]).groupby(about["baseline"]).min()
@@ -61,14 +67,14 @@ def _c1(rows: pd.DataFrame) -> Finding:
     return Finding("holds only if", f"{_cell(best)} ({where}); {kernels}", condition, table)
 
 
-def _cell(row: pd.Series) -> str:
+def _cell(row: Frame) -> str:
     return f"{row['ratio']:.2g}x [{row['low']:.2g}, {row['high']:.2g}]"
 
 
-def ratio_map(rows: pd.DataFrame) -> pd.DataFrame:
+def ratio_map(rows: Frame) -> Frame:
     """Flash over baseline for each candidate x baseline x inputs x length x tile x metric."""
     bf16 = rows[(rows["format"] == "bf16") & rows["q_tile"].isna()]
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     for candidate, base in itertools.product((*STATES, *REAL), BASELINES):
         mine = bf16[(bf16["candidate"] == candidate) & (bf16["baseline"] == "kernel:torch-math")]
         for (inputs, n), part in mine.groupby(["inputs", "seq_len"]):
@@ -81,15 +87,15 @@ def ratio_map(rows: pd.DataFrame) -> pd.DataFrame:
                          "tile": tile, "metric": name}
                         | _numbers(paired_ratio(cells, against, metric))
                     )  # fmt: skip
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
 def _numbers(interval: Interval) -> dict[str, float]:
     return {"ratio": interval.estimate, "low": interval.low, "high": interval.high}
 
 
-def _c2(rows: pd.DataFrame) -> Finding:
-    lines: list[dict[str, object]] = []
+def _c2(rows: Frame) -> Finding:
+    lines: list[Mapping[str, object]] = []
     for inputs, kind in itertools.product(("normal", "outliers"), ("paper", "baseline")):
         for wide, narrow in itertools.pairwise(reversed(FORMATS)):
             ratio = paired_ratio(
@@ -97,7 +103,7 @@ def _c2(rows: pd.DataFrame) -> Finding:
             )
             step = f"{narrow} over {wide}"
             lines.append({"inputs": inputs, "recipe": kind, "step": step} | _numbers(ratio))
-    table = pd.DataFrame(lines)
+    table = frame(lines)
     falls = (table["low"] > 1).all()
     least = table.loc[table["ratio"].idxmin()]
     measured = f"every step lowers rmse; the least by {_cell(least)} ({least['step']})"
@@ -106,15 +112,14 @@ def _c2(rows: pd.DataFrame) -> Finding:
     return Finding("does not hold", f"{least['step']}: {_cell(least)}", evidence=table)
 
 
-def _in_format(rows: pd.DataFrame, kind: str, format: str, inputs: str) -> pd.DataFrame:
+def _in_format(rows: Frame, kind: str, format: str, inputs: str) -> Frame:
     base = f"recipe:baseline-{format}"
-    found = pick(rows, f"recipe:{kind}-{format}", format=format, inputs=inputs, baseline=base)
-    return found
+    return pick(rows, f"recipe:{kind}-{format}", format=format, inputs=inputs, baseline=base)
 
 
-def _slopes(rows: pd.DataFrame, axis: str, fixed: str) -> pd.DataFrame:
+def _slopes(rows: Frame, axis: str, fixed: str) -> Frame:
     """Slope of log error against log `axis` for each recipe, at every value of `fixed`."""
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     grid = rows[(rows["format"] == "bf16") & rows["q_tile"].isna()]
     grid = grid[grid["tile"].isin([float(t) for t in TILES])]
     for (candidate, inputs, at), part in grid.groupby(["candidate", "inputs", fixed]):
@@ -124,18 +129,18 @@ def _slopes(rows: pd.DataFrame, axis: str, fixed: str) -> pd.DataFrame:
                 {"candidate": candidate, "inputs": inputs, fixed: at, "metric": metric,
                  "slope": found.estimate, "low": found.low, "high": found.high}
             )  # fmt: skip
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
-def _c3(rows: pd.DataFrame) -> Finding:
+def _c3(rows: Frame) -> Finding:
     table = _slopes(rows, "seq_len", "tile")
     real = _real_slopes(rows)
-    table = pd.concat([table, real], ignore_index=True)
+    table = joined(table, real)
     return _trend(table, sign=1, variable="n")
 
 
-def _real_slopes(rows: pd.DataFrame) -> pd.DataFrame:
-    lines: list[dict[str, object]] = []
+def _real_slopes(rows: Frame) -> Frame:
+    lines: list[Mapping[str, object]] = []
     bf16 = rows[(rows["format"] == "bf16") & (rows["baseline"] == "kernel:torch-math")]
     for candidate in ("kernel:torch-cpu-flash", "kernel:torch-cuda-flash", "kernel:torch-math"):
         for inputs, part in bf16[bf16["candidate"] == candidate].groupby("inputs"):
@@ -145,14 +150,14 @@ def _real_slopes(rows: pd.DataFrame) -> pd.DataFrame:
                     {"candidate": candidate, "inputs": inputs, "tile": None, "metric": metric,
                      "slope": found.estimate, "low": found.low, "high": found.high}
                 )  # fmt: skip
-    return pd.DataFrame(lines)
+    return frame(lines)
 
 
-def _c4(rows: pd.DataFrame) -> Finding:
+def _c4(rows: Frame) -> Finding:
     return _trend(_slopes(rows, "tile", "seq_len"), sign=-1, variable="tile")
 
 
-def _trend(table: pd.DataFrame, *, sign: int, variable: str) -> Finding:
+def _trend(table: Frame, *, sign: int, variable: str) -> Finding:
     """Judge the exponent of the relative error for each candidate, over all inputs.
 
     A trend counts if its interval lies beyond `NEGLIGIBLE` in every group. Relative, because
@@ -181,11 +186,11 @@ def _short(candidate: str) -> str:
     return candidate.partition(":")[2]
 
 
-def _c5(rows: pd.DataFrame) -> Finding:
+def _c5(rows: Frame) -> Finding:
     paper = pick(rows, "recipe:paper-bf16", tile=PAPER_TILE, q_tile=SWAPPED_TILE)
     swapped = pick(rows, "recipe:paper-bf16", tile=SWAPPED_TILE, q_tile=PAPER_TILE)
     ratios = {name: paired_ratio(swapped, paper, metric) for metric, name in METRICS.items()}
-    table = pd.DataFrame([{"metric": n} | _numbers(r) for n, r in ratios.items()])
+    table = frame([{"metric": n} | _numbers(r) for n, r in ratios.items()])
     measured = ", ".join(f"{name} {spell(ratio)}" for name, ratio in ratios.items())
     measured += f" (keys a tile {PAPER_TILE} to {SWAPPED_TILE})"
     if all(r.low > 1 for r in ratios.values()):
@@ -195,7 +200,7 @@ def _c5(rows: pd.DataFrame) -> Finding:
     return Finding(outcome, measured, "", table)
 
 
-def _c6(rows: pd.DataFrame) -> Finding:
+def _c6(rows: Frame) -> Finding:
     pairs = [(PAPER_TILE, PAPER_TILE), (PAPER_TILE, SWAPPED_TILE)]
     square, oblong = (
         pick(rows, "recipe:paper-bf16", tile=keys, q_tile=queries) for keys, queries in pairs
@@ -208,7 +213,7 @@ def _c6(rows: pd.DataFrame) -> Finding:
     return Finding("does not hold", "errors differ between square and oblong query tiles")
 
 
-def _law(rows: pd.DataFrame) -> Finding:
+def _law(rows: Frame) -> Finding:
     table = ratio_map(rows)
     chosen = (table["candidate"] == "recipe:paper-bf16") & (table["metric"] == "rmse")
     table = table[chosen & (table["baseline"] == "recipe:baseline-bf16")]
@@ -225,9 +230,9 @@ def _law(rows: pd.DataFrame) -> Finding:
     return Finding("holds" if spread <= SAME else "does not hold", measured, evidence=table)
 
 
-def _fa3_16(rows: pd.DataFrame) -> Finding:
+def _fa3_16(rows: Frame) -> Finding:
     fp16 = rows[(rows["format"] == "fp16") & (rows["baseline"] == "kernel:torch-math")]
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     standards = ("kernel:torch-math-reduced", "recipe:baseline-fp16", "kernel:torch-math")
     flashes = ("recipe:fa2", "kernel:torch-cpu-flash", "kernel:torch-cuda-flash")
     have = set(fp16["candidate"])
@@ -240,16 +245,16 @@ def _fa3_16(rows: pd.DataFrame) -> Finding:
                     {"inputs": inputs, "seq_len": n, "standard": standard, "flash": flash}
                     | _numbers(ratio)
                 )
-    table = pd.DataFrame(lines)
+    table = frame(lines)
     return _fa3_verdict(table, fp16)
 
 
-def _fa3_verdict(table: pd.DataFrame, fp16: pd.DataFrame) -> Finding:
+def _fa3_verdict(table: Frame, fp16: Frame) -> Finding:
     better = table.assign(holds=table["low"] > 1)
     share = better.groupby("standard")["holds"].mean()
     fits = [s for s in share.index if share[s] == 1]
     out = table[(table["inputs"] == "outliers") & (table["flash"] == "recipe:fa2")]
-    words = []
+    words: list[str] = []
     for standard, part in out.groupby("standard"):
         words.append(
             f"{_short(str(standard))} {part['ratio'].min():.2g}-{part['ratio'].max():.2g}x"
@@ -269,15 +274,15 @@ def _fa3_verdict(table: pd.DataFrame, fp16: pd.DataFrame) -> Finding:
     return Finding("holds only if", measured, condition, better)
 
 
-def _fa3_8(rows: pd.DataFrame) -> Finding:
+def _fa3_8(rows: Frame) -> Finding:
     fp16 = rows[(rows["format"] == "fp16") & (rows["baseline"] == "kernel:torch-math")]
-    lines: list[dict[str, object]] = []
+    lines: list[Mapping[str, object]] = []
     for (inputs, n), part in fp16.groupby(["inputs", "seq_len"]):
         best = pick(part, "recipe:fa3-fp8")
         for other in ("fp8-per-tensor", "fa3-fp8-no-blocks", "fa3-fp8-no-rotation"):
             ratio = paired_ratio(pick(part, f"recipe:{other}"), best, "rmse")
             lines.append({"inputs": inputs, "seq_len": n, "other": other} | _numbers(ratio))
-    table = pd.DataFrame(lines)
+    table = frame(lines)
     outliers = table[table["inputs"] == "outliers"]
     middle = outliers.groupby("other")["ratio"].median()
     rmse = pick(fp16, "recipe:fa3-fp8", inputs="outliers")["out_rmse"].median()

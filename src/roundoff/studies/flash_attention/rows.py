@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import pandas as pd
-
 from roundoff.metrics import Interval, ratio_interval, slope_interval
+from roundoff.studies.study import Frame
 
-__all__ = ["METRICS", "label", "paired_ratio", "pick", "seeds_of", "slope", "spell"]
+__all__ = ["METRICS", "paired_ratio", "pick", "seeds_of", "slope", "spell"]
 
 METRICS = {"max_abs_err": "max error", "rmse": "rmse"}
 
 
-def pick(rows: pd.DataFrame, candidate: str, **where: object) -> pd.DataFrame:
+def pick(rows: Frame, candidate: str, **where: object) -> Frame:
     """The accuracy rows of `candidate` at the given columns; columns not named are free."""
     chosen = (rows["candidate"] == candidate) & (rows["kind"] == "accuracy")
     for column, value in where.items():
@@ -21,7 +18,7 @@ def pick(rows: pd.DataFrame, candidate: str, **where: object) -> pd.DataFrame:
     return rows[chosen]
 
 
-def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
+def seeds_of(rows: Frame, metric: str) -> Frame:
     """`out_<metric>` by seed; one row a seed, or a ValueError."""
     by_seed = rows.drop_duplicates(["seed", "candidate", "baseline"]).set_index("seed")
     if by_seed.empty or by_seed.index.has_duplicates:
@@ -29,14 +26,14 @@ def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
     return by_seed[f"out_{metric}"].astype(float).sort_index()
 
 
-def paired_ratio(candidate: pd.DataFrame, baseline: pd.DataFrame, metric: str) -> Interval:
+def paired_ratio(candidate: Frame, baseline: Frame, metric: str) -> Interval:
     """Candidate over baseline, seed by seed on the same inputs."""
     a, b = seeds_of(candidate, metric), seeds_of(baseline, metric)
     both = a.index.intersection(b.index)
     return ratio_interval(a[both].tolist(), b[both].tolist())
 
 
-def slope(rows: pd.DataFrame, axis: str, metric: str) -> Interval:
+def slope(rows: Frame, axis: str, metric: str) -> Interval:
     """d log(metric) / d log(axis), fitted for each seed; the interval is over seeds."""
     table = rows.pivot_table(index="seed", columns=axis, values=f"out_{metric}", aggfunc="first")
     table = table.dropna()
@@ -46,8 +43,3 @@ def slope(rows: pd.DataFrame, axis: str, metric: str) -> Interval:
 def spell(interval: Interval, unit: str = "x") -> str:
     """An interval for people: `9.1x [7.9, 10.4]`."""
     return f"{interval.estimate:.3g}{unit} [{interval.low:.3g}, {interval.high:.3g}]"
-
-
-def label(where: Mapping[str, object]) -> str:
-    """`tile 64, seq_len 4096` for a table's line."""
-    return ", ".join(f"{name} {value}" for name, value in where.items())
