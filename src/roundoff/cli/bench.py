@@ -155,7 +155,7 @@ def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[object, ..
         "x base>",
         "x floor>",
         "gain>",
-        "max ulp p99>",
+        "ulp p99>",
         "match>",
     ]
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}

@@ -42,11 +42,18 @@ def print_json(kind: str, document: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table to standard output; a column whose name ends in `>` is aligned right."""
+    """Write a table to standard output.
+
+    A column whose name ends in `>` is aligned right; one that ends in `!` is never folded.
+    """
     table = Table(title=title or None, title_justify="left", title_style="bold", expand=False)
     for column in columns:
-        right = column.endswith(">")
-        table.add_column(column.rstrip(">"), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            column.rstrip(">!"),
+            justify="right" if column.endswith(">") else "left",
+            overflow="fold",
+            no_wrap=column.endswith("!"),
+        )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     Console(width=_width(sys.stdout), highlight=False).print(table)

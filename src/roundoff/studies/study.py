@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from roundoff.bench.plan import Plan
-from roundoff.errors import UnknownNameError
+from roundoff.errors import UnknownNameError, UsageError
 from roundoff.records import Verdict
 from roundoff.records.verdict import Outcome
 from roundoff.registry import require
@@ -56,7 +56,7 @@ class Claim:
         """The outcome of this claim over `rows`; `cannot tell` where rows are missing."""
         try:
             found = self.judge(rows)
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, UsageError) as error:
             found = Finding("cannot tell", f"rows are missing: {type(error).__name__} {error}")
         evidence: list[dict[object, Any]] = []
         if found.evidence is not None:

@@ -35,8 +35,7 @@ def paired_ratio(candidate: Frame, baseline: Frame, metric: str) -> Interval:
 
 def slope(rows: Frame, axis: str, metric: str) -> Interval:
     """d log(metric) / d log(axis), fitted for each seed; the interval is over seeds."""
-    table = rows.pivot_table(index="seed", columns=axis, values=f"out_{metric}", aggfunc="first")
-    table = table.dropna()
+    table = rows.pivot(index="seed", columns=axis, values=f"out_{metric}")
     return slope_interval([float(x) for x in table.columns], table.to_numpy().tolist())
 
 
