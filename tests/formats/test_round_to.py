@@ -190,3 +190,15 @@ def test_cuda_gives_the_same_bits(oracle, name, mode):
             key["generator"].manual_seed(1)
         there = round_to(x.cuda(), name, mode=mode, **key).cpu()
         assert torch.equal(here.nan_to_num(nan=7e33), there.nan_to_num(nan=7e33))
+
+
+def test_numbas_cache_tells_the_kernels_apart():
+    """It looks at a function's constants, not at the options that it is compiled with."""
+    kernels = pytest.importorskip("roundoff.formats._kernels")
+    constants = {
+        tuple(str(cell.cell_contents) for cell in kernel.py_func.__closure__)
+        for parallel in (False, True)
+        for signed_zero in (False, True)
+        for kernel in [kernels.kernel("up", signed_zero, 23, False, parallel)]
+    }
+    assert len(constants) == 4

@@ -150,6 +150,7 @@ def test_float64_is_rounded_once_where_torch_and_ml_dtypes_round_twice(twin):
 def test_torch_saturates_infinity_in_e4m3fn_where_it_should_be_nan(twin):
     x = np.array([np.inf], dtype=np.float32)
     assert np.isnan(rounded(x, "e4m3fn")).all()
+    assert torch.from_numpy(x).to(torch.float8_e4m3fn).float().item() == 448
     assert np.isnan(x.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)).all()
 
 

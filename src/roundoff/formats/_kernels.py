@@ -57,7 +57,7 @@ def _threshold(rem, full, M, Int):
 def _step(b, index, plan, key, variant, Int):
     """The bits of one rounded element; `_torch.py` explains the steps."""
     drop, reach, tiny, top, positive, negative, infinite, infinity = plan
-    mode, signed_zero, M = variant
+    mode, signed_zero, M, _ = variant
     a = Int(b & Int(infinity | Int(Int(Int(1) << Int(M)) - Int(1))))
     field = Int(max(Int(a >> Int(M)), Int(1)))
     base = Int(Int(field - Int(1)) << Int(M))
@@ -99,7 +99,9 @@ def _step(b, index, plan, key, variant, Int):
 @cache
 def kernel(mode: str, signed_zero: bool, M: int, in_place: bool, parallel: bool) -> Any:
     """Compile one variant: rounds `x` into `out`, or `x` itself (`out` is not looked at)."""
-    variant = _MODES.index(mode), signed_zero, M
+    # Numba's cache on disk knows a function by its constants but not by its options: without
+    # `parallel` among them, the serial code would be loaded as the parallel one.
+    variant = _MODES.index(mode), signed_zero, M, parallel
     Int = np.int32 if M == 23 else np.int64
 
     def into(x, out, p, key):

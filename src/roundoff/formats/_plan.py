@@ -47,7 +47,7 @@ FLOAT32 = Carrier("float32", 23, 127)
 FLOAT64 = Carrier("float64", 52, 1023)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # looked up by identity, for speed
 class Plan:
     """One rounding, in bits of the carrier's magnitudes.
 

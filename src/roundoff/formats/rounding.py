@@ -75,7 +75,8 @@ def round_to(
         )
     plan = _plan(format, x.dtype, mode, overflow)
     key = _key(mode, generator)
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     if plan is None:
         return x.clone() if out is None else out.copy_(x)
     if _is_foreign(x) or (out is not None and _is_foreign(out)):
