@@ -52,6 +52,7 @@ add(
         prescale=Prescale("qk", INPUT),
         qk=Accumulator(INPUT, order="native"),
         scores=INPUT,
+        logits=Logits("before", INPUT),
         probabilities=INPUT,
         pv=Accumulator(INPUT, order="native"),
     )

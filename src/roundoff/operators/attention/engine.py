@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ __all__ = ["attend"]
 BLOCK = 2**21
 """Scores held at a time; a block of this many float32 fits a core's share of the cache."""
 
+LEAST_ROWS = 16
+
 
 @dataclass(slots=True)
 class _State:
@@ -60,6 +62,8 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     """
     recipe = recipe.resolved(storage, head_dim=call.q.shape[-1], causal=call.mask.causal)
     _check(recipe, call)
+    wanted = len(call.rows)
+    call = replace(call, rows=_enough(call.rows, call.lengths[0]))
     with plain_arithmetic(call.q.device):
         q, k, v = prepare(recipe, call)
         parts = [
@@ -67,11 +71,20 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
             for at in _row_blocks(q, k, _tile(recipe))
         ]
         return Attention(
-            torch.cat([p.out for p in parts], -2),
-            torch.cat([p.lse for p in parts], -1),
-            _joined([p.rescales for p in parts]),
-            _joined([p.rescaled_by for p in parts]),
+            torch.cat([p.out for p in parts], -2)[..., :wanted, :],
+            torch.cat([p.lse for p in parts], -1)[..., :wanted],
+            _joined([p.rescales for p in parts])[..., :wanted],
+            _joined([p.rescaled_by for p in parts])[..., :wanted],
         )
+
+
+def _enough(rows: Tensor, q_len: int) -> Tensor:
+    """At least a GEMM's worth of rows: a product with fewer sums in another order.
+
+    So that sampled rows are, bit for bit, the rows of the whole call.
+    """
+    missing = min(LEAST_ROWS, q_len) - len(rows)
+    return torch.cat([rows, rows[-1:].expand(missing)]) if len(rows) and missing > 0 else rows
 
 
 def _joined(counts: list[Tensor | None]) -> Tensor:

@@ -132,18 +132,20 @@ def normalised(block: Block, p: Tensor, s: Tensor, total: Tensor) -> Tensor:
     recipe = block.recipe
     if recipe.row_sum.accumulator.order != "softmax":
         return divided(block, p, total)
-    stored = _as_torch_stores_it(recipe, s)
+    stored = _as_torch_stores_it(block, s)
     p = torch.softmax(stored, -1).to(s.dtype).masked_fill(total == 0, 0.0)
     return put(p, recipe.normalise.format)
 
 
-def _as_torch_stores_it(recipe: Recipe, s: Tensor) -> Tensor:
+def _as_torch_stores_it(block: Block, s: Tensor) -> Tensor:
     """S in the dtype in which torch.softmax reads S and writes P: each has its own order of sums.
 
     Where the recipe keeps S and P in two formats, that is the wider of them, so that no
     rounding happens that the recipe does not name.
     """
-    formats = recipe.scores, recipe.probabilities
+    recipe = block.recipe
+    read = recipe.logits.format if block.call.mask.kind == "additive" else recipe.scores
+    formats = read, recipe.probabilities
     wide = max(
         (f for f in formats if isinstance(f, Format)), key=lambda f: f.mantissa_bits, default=None
     )

@@ -1,0 +1,217 @@
+"""The contract of every row of the catalogue: a new recipe gets the whole suite."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from roundoff.formats import FORMATS, Format
+from roundoff.operators.attention.catalogue import RECIPES
+from roundoff.operators.attention.engine import attend
+from roundoff.operators.attention.golden import golden
+from roundoff.operators.attention.recipe import Tile
+from roundoff.operators.exponentials import EXPONENTIALS
+from roundoff.sites import Accumulator, Quantizer, reordered
+
+BF16 = FORMATS["bf16"]
+MASKS = ["none", "causal", "causal-lower-right", "window:5", "boolean", "additive"]
+SHAPES = [
+    dict(heads=4, kv_heads=2),
+    dict(heads=3, kv_heads=1, mask="causal"),
+    dict(n=5, m=40, mask="causal"),
+    dict(n=40, m=5, mask="causal-lower-right"),
+    dict(d=8, dv=24),
+    dict(batch=2, n=7),
+    dict(n=1),
+    dict(n=1, m=40),
+    dict(scale=0.7),
+    dict(spread=2.0, mask="causal"),
+]
+PER_CASE = [dict(mask=m) for m in MASKS] + SHAPES
+
+
+def by_tile(recipe, keys, **more):
+    """The recipe in small tiles, so that short sequences have several; whole rows stay whole."""
+    tile = recipe.tile
+    if not isinstance(tile, Tile):
+        tile = tile.tile(16, causal=False)
+    return recipe if tile.keys is None else replace(recipe, tile=replace(tile, keys=keys, **more))
+
+
+def sites_of(name):
+    return [site.choice for site in RECIPES[name].sites()]
+
+
+def exact_everywhere(recipe):
+    return recipe.choose({s.name: s.alternatives[0] for s in recipe.sites()})
+
+
+def roundings(recipe, storage):
+    """The formats of every site of the resolved recipe."""
+    choices = [s.choice for s in recipe.resolved(storage, head_dim=16, causal=False).sites()]
+    choices = [c.format if isinstance(c, Accumulator) else c for c in choices]
+    choices = [c.element if isinstance(c, Quantizer) else c for c in choices]
+    return [c for c in choices if isinstance(c, Format)]
+
+
+def bound(recipe, call, storage):
+    """How far the output may be from golden, in units of sum p|v|.
+
+    With u the widest unit roundoff and s the largest sum |q||k| of a logit, a logit is off by
+    at most about 6 u s and m by u s, so that P is off by a factor exp(8 u s) beside a rounding
+    at each of its five sites; each of T tiles rounds l and O twice more. Quantised operands
+    count in u. A format's smallest number bounds what underflow of P can take.
+    """
+    formats = roundings(recipe, storage)
+    u = max(f.unit_roundoff for f in formats)
+    name = recipe.resolved(storage, head_dim=16, causal=False).exponential.approximation
+    s = (call.q.abs().double() @ shared(call).abs().double().transpose(-1, -2)).max() * call.scale
+    keys = call.k.shape[-2]
+    tiles = keys / 12
+    lost = keys * max(f.smallest_subnormal for f in formats)
+    return math.expm1(min(20.0, u * (8 * s.item() + 10 + 4 * tiles)) + 2 * EXPONENTIALS[name].relative_error) + lost  # fmt: skip
+
+
+def shared(call):
+    return call.k.repeat_interleave(call.q.shape[1] // call.k.shape[1], 1)
+
+
+def deviation(call, result):
+    """The largest error of the output in units of sum p|v|."""
+    reference, _ = golden(call)
+    unit = golden(replace(call, v=call.v.abs()))[0].out
+    return ((result.out - reference.out).abs() / unit.clamp_min(1e-30)).max().item()
+
+
+@pytest.mark.parametrize("case", PER_CASE, ids=str)
+@pytest.mark.parametrize("name", RECIPES)
+def test_close_to_golden_within_what_its_formats_allow(name, case, make_call):
+    call = make_call(**case)
+    recipe = by_tile(RECIPES[name], 12)
+    result = attend(recipe, call, BF16)
+    assert result.out.isfinite().all()
+    assert deviation(call, result) <= bound(recipe, call, BF16)
+    reference = golden(call)[0]
+    assert torch.equal(result.lse == -math.inf, reference.lse == -math.inf)
+    seen = reference.lse.isfinite()
+    off = (result.lse - reference.lse)[seen].abs()
+    assert off.numel() == 0 or off.max() <= 4 * bound(recipe, call, BF16) + 1e-5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_exact_choices_everywhere_give_golden(name, make_call):
+    for case in (dict(), dict(mask="causal", heads=4, kv_heads=2), dict(mask="additive"), dict(spread=3.0)):  # fmt: skip
+        call = make_call(**case)
+        recipe = exact_everywhere(by_tile(RECIPES[name], 12))
+        result = attend(recipe, call, BF16)
+        assert result.out.dtype == torch.float64
+        assert deviation(call, result) <= 1e-12
+        reference = golden(call)[0].lse
+        hidden = reference == -math.inf
+        assert torch.equal(result.lse == -math.inf, hidden)
+        assert ((result.lse - reference)[~hidden].abs() <= 1e-12).all()
+
+
+@pytest.mark.parametrize("mask", ["boolean", "additive"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_row_that_sees_nothing_gives_zero(name, mask, make_call):
+    call = make_call(n=20, mask=mask)
+    result = attend(by_tile(RECIPES[name], 12), call, BF16)
+    assert (result.out[..., 10, :] == 0).all()
+    assert (result.lse[..., 10] == -math.inf).all()
+    assert (result.rescales[..., 10] == 0).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sampled_rows_are_the_rows_of_the_whole_bit_for_bit(name, make_call):
+    whole = attend(RECIPES[name], make_call(n=150, mask="causal"), BF16)
+    for rows in ([3], [0, 149], [5, 17, 18, 90, 91, 120, 149], list(range(0, 150, 3))):
+        some = attend(RECIPES[name], make_call(n=150, mask="causal", rows=rows), BF16)
+        assert torch.equal(some.out, whole.out[..., rows, :])
+        assert torch.equal(some.lse, whole.lse[..., rows])
+        assert torch.equal(some.rescales, whole.rescales[..., rows])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_twice_v_is_twice_the_output(name, make_call):
+    call = make_call(n=40)
+    recipe = by_tile(RECIPES[name], 20)
+    once = attend(recipe, call, BF16)
+    twice = attend(recipe, replace(call, v=2 * call.v), BF16)
+    if roundings(recipe, BF16)[-1].exponent_bits < 5:
+        return  # subnormals of e4m3fn are too near
+    same = twice.out == 2 * once.out
+    tiny = once.out.abs() < max(f.smallest_normal for f in roundings(recipe, BF16)) * 4
+    assert (same | tiny).all()
+    assert torch.equal(once.lse, twice.lse)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_order_of_sums_is_near_and_named(name, make_call):
+    call = make_call(n=40)
+    recipe = by_tile(RECIPES[name], 20)
+    other = reordered(recipe)
+    assert other.name == f"{name}~reordered"
+    result = attend(other, call, BF16)
+    assert deviation(call, result) <= bound(recipe, call, BF16)
+
+
+@pytest.mark.parametrize("tensor", ["q", "k", "v"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", RECIPES)
+def test_nan_and_infinity_are_not_dropped(name, value, tensor, make_call):
+    call = make_call(n=20)
+    getattr(call, tensor)[0, 1, 3, 2] = value
+    out = attend(by_tile(RECIPES[name], 12), call, BF16).out
+    lost = ~golden(call)[0].out.isfinite()
+    assert lost.any()
+    assert not out[lost].isfinite().any()
+    if not any(isinstance(q, Quantizer) and q.scale == "tensor" for q in sites_of(name)):
+        assert out[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_huge_logits_give_no_nan(name, make_call):
+    if min(f.max for f in roundings(RECIPES[name], BF16) if f.infinities) < 1e6:
+        pytest.skip("scores this large are infinite in its formats")
+    for spread in (30.0, 100.0):
+        call = make_call(n=20, spread=spread, mask="causal")
+        call = replace(call, v=make_call(n=20).v)
+        result = attend(by_tile(RECIPES[name], 12), call, BF16)
+        assert result.out.isfinite().all()
+        assert (result.out.abs().amax(-1) <= 1.3 * call.v.abs().amax() + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_splits_are_joined_through_their_lse(name, make_call):
+    recipe = RECIPES[name]
+    if recipe.row_sum.accumulator.order == "softmax":
+        pytest.skip("sums whole rows")
+    call = make_call(n=40, mask="causal")
+    split = by_tile(recipe, 8, splits=3)
+    if split is recipe:
+        split = replace(recipe, tile=Tile(splits=3))
+    result = attend(split, call, BF16)
+    assert result.out.isfinite().all()
+    assert deviation(call, result) <= bound(recipe, call, BF16)
+    assert deviation(call, attend(exact_everywhere(split), call, BF16)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("storage", ["fp16", "fp32", "fp64"])
+def test_every_storage_format_is_carried(name, storage, make_call):
+    call = make_call(n=20, format=storage, mask="causal")
+    recipe = by_tile(RECIPES[name], 12)
+    result = attend(recipe, call, FORMATS[storage])
+    assert result.out.dtype == (torch.float64 if storage == "fp64" or "fp64" in name else torch.float32)  # fmt: skip
+    assert deviation(call, result) <= bound(recipe, call, FORMATS[storage])
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if RECIPES[n].known == "run"])
+def test_recipes_of_float64_kernels_compute_in_float64(name, make_call):
+    call = make_call(n=30, format="fp64", mask="causal")
+    result = attend(RECIPES[name], call, FORMATS["fp64"])
+    theirs = F.scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True)
+    assert (result.out - theirs).abs().max() < 1e-14
