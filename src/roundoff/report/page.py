@@ -1,0 +1,192 @@
+"""The page: what a run holds, laid out, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from roundoff.registry import require
+from roundoff.report import tables
+from roundoff.report.bias import bias_figures
+from roundoff.report.claims import Shown, read_claims
+from roundoff.report.figure import Figure, Names
+from roundoff.report.files import bundle, embedded_json, png, svg, write_whole
+from roundoff.report.formats import format_figures
+from roundoff.report.lines import line_figures
+from roundoff.report.look import DARK, LIGHT
+from roundoff.report.ratios import ratio_figures
+from roundoff.report.rows import Sample, samples_of
+from roundoff.store import Run
+
+__all__ = ["write_report"]
+
+MOST_BYTES = 850_000
+"""Room for the figures' numbers; the page stays below 2 MB with the 0.9 MB that draw them."""
+MOST_FIGURES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """All that the page shows, ready to be laid out."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    command: str
+    claims: Sequence[Shown]
+    tally: Sequence[tuple[str, int]]
+    figures: Sequence[Figure]
+    tables: Mapping[str, tables.Table]
+    problems: Sequence[str]
+    dropped: int
+
+
+def write_report(run: Run, *, folder: Path | None = None) -> list[Path]:
+    """Write `report.html` and a PNG and an SVG of each figure; the paths, the page first.
+
+    They go into the run's folder, or into `folder`. The page works offline and runs of any
+    operator have one: what it shows follows from what varies in the cells. Files are
+    replaced whole. Missing libraries are a `MissingLibraryError` (extra `report`), a folder
+    that cannot be written a `RunError`.
+    """
+    target = run.path if folder is None else folder
+    content = _content(run)
+    html = _render(content)
+    pictures = list(content.figures) + [c.figure for c in content.claims if c.figure]
+    written = [write_whole(target / "report.html", html.encode())]
+    for figure in pictures:
+        spec = figure.spec(figure.views[0])
+        config = LIGHT.config(background=LIGHT.page)
+        for suffix, draw in (("png", png), ("svg", svg)):
+            path = target / "figures" / f"{figure.id}.{suffix}"
+            written.append(write_whole(path, draw(spec, config)))
+    return written
+
+
+def _content(run: Run) -> Content:
+    rows = run.rows()
+    samples = samples_of(rows)
+    names = Names(samples)
+    beside, claims = read_claims(run)
+    figures: list[Figure] = []
+    if samples:
+        for make in (line_figures, format_figures, ratio_figures, bias_figures):
+            figures += make(samples, names)
+    figures = _named([f for f in figures if f.views])
+    evidence = [c.figure for c in claims if c.figure]
+    fitted, dropped = _fit(figures + evidence)
+    kept = {f.id: f for f in fitted}
+    claims = [replace(c, figure=kept.get(c.figure.id) if c.figure else None) for c in claims]
+    return Content(
+        title=_title(run, samples),
+        facts=_facts(run, beside, rows, samples),
+        command=str(beside.get("command") or run.manifest.get("command") or ""),
+        claims=claims,
+        tally=list(Counter(c.outcome for c in claims).items()),
+        figures=[kept[f.id] for f in figures if f.id in kept],
+        tables=_tables(run, rows, samples, names),
+        problems=run.problems,
+        dropped=dropped,
+    )
+
+
+def _title(run: Run, samples: Sequence[Sample]) -> str:
+    if study := run.manifest.get("study"):
+        return f"Study {study}"
+    operators = list(dict.fromkeys(str(s.place.get("operator", "")) for s in samples))
+    return f"Bench of {', '.join(operators)}" if operators else "A run without measurements"
+
+
+def _facts(
+    run: Run, beside: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample]
+) -> list[tuple[str, str]]:
+    states = Counter(str(r.get("status")) for r in rows)
+    cells = ", ".join(f"{n} {state}" for state, n in states.items()) or "none"
+    found = {
+        "source": beside.get("source"),
+        "preset": run.manifest.get("preset"),
+        "cells": f"{len(rows)} ({cells})",
+        "candidates": len({s.candidate for s in samples}),
+        "seeds": len({s.seed for s in samples}),
+        "begun": run.manifest.get("created"),
+    }
+    return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+
+
+def _tables(
+    run: Run, rows: Sequence[Mapping[str, Any]], samples: Sequence[Sample], names: Names
+) -> dict[str, tables.Table]:
+    counts = Counter(str(row.get("environment")) for row in rows)
+    return {
+        "results": tables.result_table(samples, names),
+        "match": tables.match_table(samples, names),
+        "timing": tables.timing_table(rows),
+        "failures": tables.failure_table(rows),
+        "environments": tables.environment_table(run.documents("environments"), counts),
+        "metrics": tables.metric_table(samples),
+    }
+
+
+def _named(figures: Sequence[Figure]) -> list[Figure]:
+    """The figures with ids that can be file names, each once."""
+    seen: Counter[str] = Counter()
+    named: list[Figure] = []
+    for figure in figures[:MOST_FIGURES]:
+        slug = re.sub(r"[^a-z0-9]+", "-", figure.id.lower()).strip("-")[:60] or "figure"
+        seen[slug] += 1
+        named.append(replace(figure, id=slug if seen[slug] == 1 else f"{slug}-{seen[slug]}"))
+    return named
+
+
+def _fit(figures: Sequence[Figure]) -> tuple[list[Figure], int]:
+    """As much as the page has room for: first views go, then whole figures."""
+    held = list(figures)
+    sizes = [len(embedded_json(_data(f))) for f in held]
+    dropped = 0
+    while sum(sizes) > MOST_BYTES:
+        several = [i for i, f in enumerate(held) if len(f.views) > 1]
+        at = max(several or range(len(held)), key=lambda i: sizes[i])
+        dropped += 1
+        if several:
+            held[at] = replace(held[at], views=held[at].views[:-1])
+            sizes[at] = len(embedded_json(_data(held[at])))
+        else:
+            del held[at], sizes[at]
+    return held, dropped
+
+
+def _data(figure: Figure) -> dict[str, Any]:
+    """A figure as the page's script reads it; a column of words has one entry a row."""
+    return {
+        "id": figure.id,
+        "rows": list(figure.rows),
+        "shown": dict(figure.shown),
+        "views": [
+            {"label": v.label, "spec": v.spec, "columns": list(v.columns), "values": v.values,
+             "caption": v.caption}
+            for v in figure.views
+        ],
+    }  # fmt: skip
+
+
+def _render(content: Content) -> str:
+    jinja2 = require("jinja2", extra="report", purpose="a report")
+    room = files("roundoff.report")
+    parts = {n: room.joinpath(n).read_text(encoding="utf-8") for n in ("page.css", "page.js")}
+    drawn = list(content.figures) + [c.figure for c in content.claims if c.figure]
+    themes = {"light": LIGHT.config(), "dark": DARK.config()}
+    data = {"figures": [_data(f) for f in drawn], "themes": themes}
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(room.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    safe = environment.filters["safe"]
+    return template.render(
+        content=content, light=LIGHT, dark=DARK, css=safe(parts["page.css"]),
+        js=safe(parts["page.js"]), data=safe(embedded_json(data)),
+        bundle=safe(bundle() if drawn else ""),
+    )  # fmt: skip
