@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table
 from roundoff.records import SCHEMA, Verdict
 from roundoff.store import Run
+from roundoff.store.json import canonical
 from roundoff.studies import STUDIES
 from roundoff.studies.study import Frame
 
@@ -66,11 +68,12 @@ def study_command(
         cells, running, folder=folder, manifest={"study": name, "preset": preset}
     )
     verdicts = study.judge(_rows(run, list(named)))
-    run.write_document("claims.json", {
+    judged = {
         "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
         "command": command_line(), "claims": [v.to_record() for v in verdicts],
-    })  # fmt: skip
-    pages = _report(run) if report else []
+    }  # fmt: skip
+    news = _keep(run, judged) or progress.done > 0
+    pages = _report(run, again=news) if report else []
     _show(run, verdicts, pages, running, time.perf_counter() - started)
     return 2 if any(v.outcome == "cannot tell" for v in verdicts) and progress.failed else 0
 
@@ -84,7 +87,20 @@ def _minutes(cost: float) -> str:
     return f"{cost * SECONDS_PER_OPERATION / 60:.0f} minutes on one core"
 
 
-def _report(run: Run) -> list[Path]:
+def _keep(run: Run, judged: dict[str, Any]) -> bool:
+    """Store the verdicts; whether they differ from those that the run had."""
+    name = "claims.json"
+    if (run.path / name).exists() and canonical(run.read_document(name)) == canonical(judged):
+        return False
+    run.write_document(name, judged)
+    return True
+
+
+def _report(run: Run, *, again: bool) -> list[Path]:
+    """Write the report, unless nothing has changed since the one that is there."""
+    page = run.path / "report.html"
+    if not again and page.exists():
+        return [page]
     from roundoff.report import write_report  # noqa: PLC0415 - imports Altair
 
     return write_report(run)

@@ -21,25 +21,31 @@ TILED = ("paper-bf16", "fa2-bf16-state", "fa2")
 
 def quick() -> Plan:
     """Lengths to 4096, sampled rows, 6 seeds: some minutes on two cores."""
-    return _plan(lengths=("512:4096:x2",), seeds=6, rows="128", heads="2")
+    return _plan(
+        lengths=("512:4096:x2",), fp16_lengths=("1024", "2048"), seeds=6, rows="128", heads="2"
+    )
 
 
 def full() -> Plan:
     """Lengths to 16384 and 10 seeds."""
-    return _plan(lengths=("512:16384:x2",), seeds=10, rows="512", heads="4")
+    lengths = ("512:16384:x2",)
+    return _plan(lengths=lengths, fp16_lengths=lengths, seeds=10, rows="512", heads="4")
 
 
 def gpu() -> Plan:
     """The full preset with CUDA's kernels, on a GPU."""
     cuda = ("torch-cuda-flash", "torch-cuda-efficient", "torch-cuda-cudnn", "torch-math-reduced")
+    lengths = ("512:16384:x2",)
     return _plan(
-        lengths=("512:16384:x2",), seeds=10, rows="512", heads="4", kernels=cuda, device="cuda"
-    )
+        lengths=lengths, fp16_lengths=lengths, seeds=10, rows="512", heads="4", kernels=cuda,
+        device="cuda",
+    )  # fmt: skip
 
 
 def _plan(
     *,
     lengths: tuple[str, ...],
+    fp16_lengths: tuple[str, ...],
     seeds: int,
     rows: str,
     heads: str,
@@ -65,7 +71,7 @@ def _plan(
               "q_tile": (str(PAPER_TILE), str(SWAPPED_TILE))},
               recipes=("paper-bf16",)),
         # The FlashAttention-3 table, 16 bit and 8 bit.
-        sweep("torch-math", grid, formats=("fp16",), kernels=kernels,
+        sweep("torch-math", inputs | {"seq_len": fp16_lengths}, formats=("fp16",), kernels=kernels,
               recipes=("baseline-fp16", "fa2", "fp8-per-tensor", "fa3-fp8", "fa3-fp8-no-blocks",
                        "fa3-fp8-no-rotation")),
         # Compiled FlexAttention at one shape, since every shape compiles for seconds.
