@@ -5,32 +5,47 @@ docs/design/01-study.md lists what goes in, and what stays out.
 
 from __future__ import annotations
 
-
 from functools import cache
 
+from roundoff.bench.plan import catalogued
 from roundoff.bench.subjects import resolve_subject
-from roundoff.formats import get_format
 from roundoff.operators import OPERATORS
+from roundoff.operators.protocol import Value, normalise
 from roundoff.records import Cell, Environment, SubjectName
 from roundoff.sites import wire
 from roundoff.store.json import digest
 
-__all__ = ["cell_id", "environment_of", "environment_digest"]
+__all__ = ["cell_id", "environment_digest", "environment_of"]
 
 
 def cell_id(cell: Cell) -> str:
-    """The id of `cell` in this environment: 16 hex digits."""
+    """The id of `cell` in this environment: 16 hex digits.
+
+    However the cell is spelled: defaults given or not, `1` or `1.0`, `bfloat16` or `bf16`. The
+    path of a user's kernel and of a file of inputs is not part of it, their content is.
+    """
     operator = OPERATORS[cell.operator]
     return digest(
         {
-            "cell": cell.to_record(),
-            "format": wire(get_format(cell.format)),
+            "operator": cell.operator,
+            "kind": cell.kind,
+            "format": wire(catalogued(cell.format)),
+            "parameters": {**_parameters(cell), **operator.content(cell.parameters)},
+            "seed": cell.seed,
             "baseline": _fingerprint(cell.operator, cell.baseline),
             "candidate": _fingerprint(cell.operator, cell.candidate),
-            "content": dict(operator.content(cell.parameters)),
             "environment": environment_digest(cell),
         }
     )
+
+
+def _parameters(cell: Cell) -> dict[str, Value]:
+    """All parameters, normalised; those that only recipes have say nothing of a kernel."""
+    declared = OPERATORS[cell.operator].parameters
+    parameters = normalise(declared, cell.parameters)
+    if cell.candidate.kind == "recipe":
+        return parameters
+    return {n: declared[n].default if declared[n].recipe_only else v for n, v in parameters.items()}
 
 
 def environment_of(cell: Cell) -> Environment:
@@ -55,5 +70,4 @@ def _environment_digest(device: str, threads: int) -> str:
 
 @cache
 def _fingerprint(operator: str, name: SubjectName) -> str:
-    subject = resolve_subject(OPERATORS[operator], name)
-    return digest({"kind": name.kind} | subject.fingerprint())
+    return digest(resolve_subject(OPERATORS[operator], name).fingerprint())

@@ -1,8 +1,7 @@
-"""Measure cells: draw, compute golden, baseline and candidate, and compare. No files, no processes."""
+"""Measure cells: draw, compute golden, baseline and candidate, compare. No files, no processes."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +11,18 @@ import torch
 from torch import Tensor
 
 from roundoff.bench.identity import cell_id, environment_digest
-from roundoff.bench.subjects import KernelSubject, RecipeSubject, Result, resolve_subject
+from roundoff.bench.subjects import Result, Subject, in_one_line, resolve_subject
+from roundoff.bench.timing import time_pair
 from roundoff.errors import CellError, GoldenError, UnsupportedError
 from roundoff.formats import Format, get_format, round_to
 from roundoff.metrics import floor, measure_deviation, mismatch_rate
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Outputs, Problem
-from roundoff.records import Cell, Measurement
+from roundoff.records import Cell, Measurement, SubjectName
 
-__all__ = ["Task", "measure", "measure_task"]
+__all__ = ["Task", "evidence", "measure", "measure_task", "truth"]
 
-FLOOR_METRICS = ("rmse", "max_abs_err", "mean_abs_err", "rel_l2", "ulp_mean", "mismatch_rate")
+FLOOR_METRICS = ("rmse", "max_abs_err", "mean_abs_err", "rel_l2", "ulp_mean")
 GOLDEN_MARGIN = 2.0**8
 """How many times finer than the output's format golden must be to judge it."""
 
@@ -35,7 +35,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class _Truth:
+class Truth:
     """A problem with its golden; `rest` is what rounding golden to float64 left out."""
 
     problem: Problem
@@ -46,45 +46,85 @@ class _Truth:
 
 def measure_task(task: Task) -> list[dict[str, Any]]:
     """Measure all cells of a task; a cell that fails costs only itself."""
+    before = torch.get_num_threads()
     torch.set_num_threads(task.cells[0][1].threads)
-    return [m.to_record() for m in measure(task.cells)]
+    try:
+        return [m.to_record() for m in measure(task.cells)]
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(cells: Sequence[tuple[str, Cell]]) -> Iterator[Measurement]:
     """Measure cells of one problem, drawing and computing golden and baseline once."""
-    first = cells[0][1]
-    operator = OPERATORS[first.operator]
-    shared: _Shared | None = None
+    shared = _Shared(cells[0][1])
     for id_, cell in cells:
         started = time.perf_counter()
         try:
             if cell_id(cell) != id_:
-                raise CellError("the kernel or the environment changed while the run was under way")
-            shared = shared or _Shared(operator, first)
-            measured = _one(operator, cell, id_, shared)
+                raise CellError(
+                    "the kernel, the inputs or the environment are not what they were when the "
+                    "run was planned; start the command again"
+                )
+            measured = shared.measure(id_, cell)
         except UnsupportedError as error:
             measured = Measurement(id_, cell, environment_digest(cell), "skipped", error=str(error))
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
+            text = in_one_line(error)
             measured = Measurement(id_, cell, environment_digest(cell), "failed", error=text)
         yield replace(measured, elapsed=round(time.perf_counter() - started, 4))
 
 
 class _Shared:
-    """What cells of one problem have in common."""
+    """What cells of one problem have in common, each made when the first cell asks for it."""
 
-    def __init__(self, operator: Operator, cell: Cell) -> None:
-        format = get_format(cell.format)
-        drawn = operator.draw(cell.parameters, format, cell.seed)
-        self.problem = _moved(drawn, cell.device)
-        self.truth: _Truth | None = None
-        self.baselines: dict[str, Result] = {}
+    def __init__(self, cell: Cell) -> None:
+        self.cell, self.operator = cell, OPERATORS[cell.operator]
+        self._problem: Problem | None = None
+        self._truth: Truth | None = None
+        self._baselines: dict[SubjectName, Result] = {}
 
-    def judged(self, operator: Operator) -> _Truth:
-        """Golden, computed when the first cell asks for it."""
-        if self.truth is None:
-            self.truth = _truth(operator, self.problem)
-        return self.truth
+    def measure(self, id_: str, cell: Cell) -> Measurement:
+        """Measure one cell."""
+        candidate = resolve_subject(self.operator, cell.candidate)
+        baseline = resolve_subject(self.operator, cell.baseline)
+        for subject, name in ((candidate, cell.candidate), (baseline, cell.baseline)):
+            if reason := subject.refuses(self.problem):
+                raise UnsupportedError(f"{name} does not take {reason}")
+        digest = environment_digest(cell)
+        if cell.kind == "timing":
+            timing = time_pair(baseline, candidate, self.problem)
+            return Measurement(id_, cell, digest, "ok", timing=timing)
+        base = self._baseline(baseline, cell.baseline)
+        problem = replace(self.truth.problem, parameters=cell.parameters)
+        same = cell.candidate == cell.baseline and problem.parameters == self._plain().parameters
+        result = base if same else candidate.run(problem, self.truth.golden)
+        return replace(_compared(self.operator, cell, self.truth, (base, result)), id=id_)
+
+    @property
+    def problem(self) -> Problem:
+        """The inputs, drawn once."""
+        if self._problem is None:
+            cell = self.cell
+            drawn = self.operator.draw(cell.parameters, get_format(cell.format), cell.seed)
+            self._problem = _moved(drawn, cell.device)
+        return self._problem
+
+    @property
+    def truth(self) -> Truth:
+        """Golden, computed once."""
+        if self._truth is None:
+            self._truth = truth(self.operator, self.problem)
+        return self._truth
+
+    def _baseline(self, baseline: Subject, name: SubjectName) -> Result:
+        if name not in self._baselines:
+            self._baselines[name] = baseline.run(self._plain(), self.truth.golden)
+        return self._baselines[name]
+
+    def _plain(self) -> Problem:
+        """The problem of the baseline, which keeps its own tile whatever the candidate's is."""
+        own = {n: p.default for n, p in self.operator.parameters.items() if p.recipe_only}
+        return self.truth.problem.with_parameters(**own)
 
 
 def _moved(problem: Problem, device: str) -> Problem:
@@ -95,51 +135,39 @@ def _moved(problem: Problem, device: str) -> Problem:
     return replace(problem, inputs=inputs, rows=rows)
 
 
-def _truth(operator: Operator, problem: Problem) -> _Truth:
+def truth(operator: Operator, problem: Problem) -> Truth:
+    """Golden in float64, or finer where the problem's format is too close to float64.
+
+    A golden that is no finer than the outputs that it would judge is a `GoldenError`.
+    """
     golden, condition = operator.golden(problem)
-    if problem.format.eps > GOLDEN_MARGIN * 2.0**-52:
-        return _Truth(problem, golden, None, condition)
+    for name, x in golden.items():
+        if x.dtype != torch.float64:
+            raise GoldenError(f"golden {name!r} of {operator.name} is {x.dtype}; expected float64")
+    if problem.format.eps > GOLDEN_MARGIN * torch.finfo(torch.float64).eps:
+        return Truth(problem, golden, None, condition)
     fewer, high, low = operator.precise(problem)
-    if high.keys() != golden.keys():
+    if high.keys() != golden.keys() or low.keys() != golden.keys():
         raise GoldenError(
-            f"golden of {operator.name} is float64 and cannot judge {problem.format.name}"
+            f"golden of {operator.name} is float64 and cannot judge {problem.format.name}; "
+            "choose a narrower format"
         )
-    return _Truth(fewer, high, low, condition)
-
-
-def _one(operator: Operator, cell: Cell, id_: str, shared: _Shared) -> Measurement:
-    candidate = resolve_subject(operator, cell.candidate)
-    baseline = resolve_subject(operator, cell.baseline)
-    for subject, name in ((candidate, cell.candidate), (baseline, cell.baseline)):
-        if reason := subject.refuses(shared.problem):
-            raise UnsupportedError(f"{name} does not take {reason}")
-    if cell.kind == "timing":
-        return _timed(cell, id_, shared.problem, (baseline, candidate))
-    truth = shared.judged(operator)
-    key = str(cell.baseline)
-    if key not in shared.baselines:
-        plain = _without_recipe_parameters(operator, truth.problem)
-        shared.baselines[key] = baseline.run(plain, truth.golden)
-    base = shared.baselines[key]
-    own = replace(truth.problem, parameters=cell.parameters)
-    result = base if cell.candidate == cell.baseline else candidate.run(own, truth.golden)
-    return _compared(operator, cell, id_, truth, (base, result))
-
-
-def _without_recipe_parameters(operator: Operator, problem: Problem) -> Problem:
-    """A baseline keeps its own tile, whatever tile the candidate is given."""
-    own = {n: p.default for n, p in operator.parameters.items() if p.recipe_only}
-    return problem.with_parameters(**own)
+    if not any(bool((x != 0).any()) for x in low.values()):
+        raise GoldenError(
+            f"the precise golden of {operator.name} is no finer than float64 and cannot judge "
+            f"{problem.format.name}: rounding it to float64 left nothing out"
+        )
+    return Truth(fewer, high, low, condition)
 
 
 def _compared(
-    operator: Operator, cell: Cell, id_: str, truth: _Truth, results: tuple[Result, Result]
+    operator: Operator, cell: Cell, truth: Truth, results: tuple[Result, Result]
 ) -> Measurement:
     base, result = results
     format, dims = truth.problem.format, operator.cluster_dims
     outputs: dict[str, Any] = {}
     floors: dict[str, Any] = {}
-    evidence: dict[str, Any] = {}
+    matches: dict[str, Any] = {}
     for name, x in result.outputs.items():
         golden = truth.golden[name]
         # Only the first output is stored in the problem's format; others are fp32 statistics.
@@ -151,12 +179,12 @@ def _compared(
             golden_rest=rest,
         ).to_record()  # fmt: skip
         lowest = floor(golden, stored, cluster_dims=min(dims, x.ndim)).to_record()
-        floors[name] = {metric: lowest[metric] for metric in FLOOR_METRICS if metric in lowest}
+        floors[name] = {metric: lowest[metric] for metric in FLOOR_METRICS}
         if against is not None:
-            evidence[name] = _evidence(round_to(golden, stored), against, x)
+            matches[name] = evidence(round_to(golden, stored), against, x)
     ran = tuple(dict.fromkeys((*base.ran, *result.ran)))
     return Measurement(
-        id_, cell, environment_digest(cell), "ok", outputs, floors, evidence, truth.condition,
+        "", cell, environment_digest(cell), "ok", outputs, floors, matches, truth.condition,
         result.probes, ran=ran,
     )  # fmt: skip
 
@@ -165,50 +193,21 @@ def _statistics(format: Format) -> Format:
     return format if format.mantissa_bits > 23 else get_format("fp32")
 
 
-def _evidence(golden: Tensor, baseline: Tensor, x: Tensor) -> dict[str, float]:
+def evidence(null: Tensor, baseline: Tensor, x: Tensor) -> dict[str, float]:
     """The share of elements equal to the baseline's, for the candidate and for the null.
 
-    The null is golden rounded once; lift = (match - null) / (1 - null) is the share of
-    what the null leaves unexplained that the candidate explains.
+    The null is golden rounded once; lift = (match - null) / (1 - null) is the share of what the
+    null leaves unexplained that the candidate explains: 1 for all of it, 0 for none, and
+    far below 0 where the null explains nearly all and the candidate does not. It is NaN
+    where the null leaves nothing.
+
+    >>> import torch
+    >>> baseline = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    >>> evidence(torch.tensor([1.0, 2.0, 0.0, 0.0]), baseline, torch.tensor([1.0, 2.0, 3.0, 0.0]))
+    {'match': 0.75, 'null': 0.5, 'lift': 0.5}
     """
     against = baseline.double()
     match = 1.0 - mismatch_rate(against, x.double())
-    null = 1.0 - mismatch_rate(against, golden.double())
-    lift = (match - null) / (1.0 - null) if null < 1.0 else float("nan")
-    return {"match": match, "null": null, "lift": lift}
-
-
-def _timed(
-    cell: Cell, id_: str, problem: Problem, pair: tuple[Any, Any], *, budget: float = 1.0
-) -> Measurement:
-    """Median seconds of a call of candidate and baseline, taken in turn so that drift is shared."""
-    calls = [_call(subject, problem) for subject in pair]
-    for call in calls:
-        call()
-    taken: list[list[float]] = [[], []]
-    deadline = time.perf_counter() + budget
-    while len(taken[0]) < 5 or (time.perf_counter() < deadline and len(taken[0]) < 200):
-        for call, seconds in zip(calls, taken, strict=True):
-            started = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - started)
-    ratio = statistics.median(b / a for a, b in zip(*taken, strict=True))
-    timing = {
-        "baseline_s": statistics.median(taken[0]),
-        "candidate_s": statistics.median(taken[1]),
-        "ratio": ratio,
-        "repeats": len(taken[0]),
-    }
-    return Measurement(id_, cell, environment_digest(cell), "ok", timing=timing)
-
-
-def _call(subject: KernelSubject | RecipeSubject, problem: Problem) -> Any:
-    def call() -> None:
-        if isinstance(subject, KernelSubject):
-            subject.kernel.run(problem)
-        else:
-            subject.operator.run(subject.recipe, problem)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    return call
+    shared = 1.0 - mismatch_rate(against, null.double())
+    lift = (match - shared) / (1.0 - shared) if shared < 1.0 else float("nan")
+    return {"match": match, "null": shared, "lift": lift}

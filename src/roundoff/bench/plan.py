@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from roundoff.errors import UsageError
-from roundoff.formats import get_format
+from roundoff.errors import UnknownNameError, UsageError
+from roundoff.formats import FORMATS, Format, get_format
+from roundoff.kernels import KERNELS, kernels_of
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Value, normalise, parse_axis
 from roundoff.records import Cell, SubjectName
 
-__all__ = ["Plan", "Sweep", "read_plan"]
+__all__ = ["Plan", "Sweep", "catalogued", "groups", "make_plan", "read_plan"]
 
 
 def _texts(value: object) -> object:
     """A scalar, a list or "a,b" of a TOML file as the list of texts that the axes take."""
-    if isinstance(value, list | tuple):
-        return [str(item) for item in value]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list | tuple):
+        return [str(item) for item in cast("list[object]", value)]
     return [str(value)]
 
 
@@ -44,7 +56,7 @@ class Sweep(BaseModel):
     baseline: str
     kernels: Texts = ()
     recipes: Texts = ()
-    formats: Texts = ("bf16",)
+    formats: Texts = Field(default=("bf16",), min_length=1)
     axes: dict[str, Texts] = Field(default_factory=dict[str, Texts])
     seeds: int = Field(default=5, ge=1)
     first_seed: int = Field(default=0, ge=0)
@@ -53,6 +65,47 @@ class Sweep(BaseModel):
     layout: Literal["bhsd", "bshd"] | None = None
     seq_multiple: int | None = Field(default=None, ge=1)
     timing: bool = False
+
+    @field_validator("operator")
+    @classmethod
+    def _known_operator(cls, name: str) -> str:
+        _checked(partial(OPERATORS.__getitem__, name))
+        return name
+
+    @field_validator("baseline")
+    @classmethod
+    def _known_baseline(cls, text: str, info: ValidationInfo) -> str:
+        _checked(partial(_check_subject, text, "kernel", info))
+        return text
+
+    @field_validator("kernels", "recipes")
+    @classmethod
+    def _known_subjects(cls, texts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        kind: Literal["kernel", "recipe"] = "recipe" if info.field_name == "recipes" else "kernel"
+        _checked(*(partial(_check_subject, text, kind, info) for text in texts))
+        return texts
+
+    @field_validator("formats")
+    @classmethod
+    def _known_formats(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        _checked(*(partial(get_format, text) for text in texts))
+        return texts
+
+    @field_validator("axes")
+    @classmethod
+    def _known_axes(
+        cls, axes: dict[str, tuple[str, ...]], info: ValidationInfo
+    ) -> dict[str, tuple[str, ...]]:
+        if operator := _operator(info):
+            _checked(*(partial(_axis, operator, name, texts) for name, texts in axes.items()))
+        return axes
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name, re.ASCII):
+            raise ValueError(f"unknown device {name!r}; expected cpu, cuda or cuda:<number>")
+        return name
 
     def cells(self) -> Iterator[Cell]:
         """The cells, those of one problem in a row; equal ones once."""
@@ -83,7 +136,7 @@ class Sweep(BaseModel):
         values = {name: _axis(operator, name, texts) for name, texts in self.axes.items()}
         own = {n: v for n, v in values.items() if operator.parameters[n].recipe_only}
         shared = {n: v for n, v in values.items() if n not in own}
-        formats = dict.fromkeys(get_format(text).name for text in self.formats)
+        formats = dict.fromkeys(catalogued(text).name for text in self.formats)
         for format, point, seed in itertools.product(formats, _product(shared), seeds):
             parameters = normalise(operator.parameters, point)
             for choice in _product(own):
@@ -100,8 +153,49 @@ class Sweep(BaseModel):
             yield Cell(*place, self.threads, "timing")
 
 
+def catalogued(text: str) -> Format:
+    """The format of a name; one with the numbers of a catalogue entry is that entry.
+
+    >>> catalogued("bfloat16").name, catalogued("e8m7").name, catalogued("e8m6").name
+    ('bf16', 'bf16', 'e8m6')
+    """
+    format = get_format(text)
+    return next((f for f in FORMATS.values() if replace(format, name=f.name) == f), format)
+
+
+def _checked(*questions: Callable[[], object]) -> None:
+    """Ask all; what is wrong, all of it, is one ValueError, as pydantic wants it."""
+    wrong: list[str] = []
+    for ask in questions:
+        try:
+            ask()
+        except UsageError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def _operator(info: ValidationInfo) -> Operator | None:
+    """The sweep's operator, unless it is itself what is wrong."""
+    name = info.data.get("operator")
+    return None if name is None else OPERATORS[name]
+
+
+def _check_subject(text: str, kind: Literal["kernel", "recipe"], info: ValidationInfo) -> None:
+    """A user's kernel is not imported here, so all that is asked of it is a colon."""
+    operator, name = _operator(info), SubjectName.parse(text, kind)
+    if operator is None:
+        return
+    if name.kind == "recipe":
+        _ = operator.recipes[name.name.removesuffix("~reordered")]
+    elif ":" not in name.name and name.name not in KERNELS:
+        raise UnknownNameError("kernel", name.name, [k.name for k in kernels_of(operator.name)])
+
+
 def _axis(operator: Operator, name: str, texts: tuple[str, ...]) -> list[Value]:
     normalise(operator.parameters, {name: None})  # an unknown name is an error, with near ones
+    if not texts:
+        raise UsageError(f"--{name.replace('_', '-')}: expected at least one value")
     return [v for text in texts for v in parse_axis(operator.parameters[name], text)]
 
 
@@ -153,17 +247,36 @@ def groups(cells: list[Cell]) -> list[list[Cell]]:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a TOML file, or a UsageError that lists all that is wrong, each with its place."""
+    """The plan in a TOML file, or a UsageError that lists all that is wrong with it."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the plan {str(path)!r}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no TOML: {error}") from None
+    return make_plan(document, start=f"{path} is no plan: ")
+
+
+def make_plan(
+    document: Mapping[str, Any], *, start: str = "", place: Callable[[str], str] = "{}: ".format
+) -> Plan:
+    """The plan that a document describes, or a UsageError that lists all that is wrong.
+
+    `place` turns where an error is (`sweep.0.seeds`) into what its message begins with.
+
+    >>> make_plan({"sweep": [{"baseline": "torch-math", "seeds": 0, "formats": "bf15"}]})
+    Traceback (most recent call last):
+    ...
+    roundoff.errors.UsageError: sweep.0.formats: unknown format 'bf15'; did you mean 'bf16'?; ...
+    """
     try:
         return Plan.model_validate(document)
     except ValidationError as error:
-        places = (
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)
+        found = error.errors(include_url=False)
+        # A sweep that is wrong is not counted, so that the list of them is too short as well.
+        inner = [e for e in found if len(e["loc"]) > 1] or found
+        wrong = (
+            place(".".join(map(str, e["loc"]))) + e["msg"].removeprefix("Value error, ")
+            for e in inner
         )
-        raise UsageError(f"{path} is no plan: {'; '.join(places)}") from None
+        raise UsageError(start + "; ".join(wrong)) from None

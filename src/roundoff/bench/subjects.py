@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
+from roundoff.errors import (
+    KernelError,
+    RoundoffError,
+    UnknownNameError,
+    UnsupportedError,
+    UsageError,
+)
 from roundoff.intercept.spy import require_event, spy
 from roundoff.kernels import KERNELS, kernels_of
-from roundoff.kernels.kernel import Kernel, check_outputs
+from roundoff.kernels.kernel import Call, Kernel, check_outputs
+from roundoff.kernels.settings import kept
 from roundoff.kernels.user import user_kernel
 from roundoff.operators.protocol import Operator, Outputs, Problem
 from roundoff.records import SubjectName
 from roundoff.sites import wire
 
-__all__ = ["KernelSubject", "RecipeSubject", "Result", "resolve_subject"]
+__all__ = ["KernelSubject", "RecipeSubject", "Result", "Subject", "in_one_line", "resolve_subject"]
 
 REORDERED = "~reordered"
 """Suffix of a recipe's name: the same recipe with its sums in another order."""
@@ -38,14 +46,23 @@ class RecipeSubject:
     recipe: Any
 
     def fingerprint(self) -> dict[str, Any]:
-        """The recipe's fields: a changed catalogue entry is another cell."""
-        return {"recipe": {name: wire(v) for name, v in self.operator.fields(self.recipe).items()}}
+        """The name and the fields: a changed catalogue entry is another cell."""
+        fields = self.operator.fields(self.recipe)
+        return {"recipe": self.recipe.name, "fields": {n: wire(v) for n, v in fields.items()}}
 
-    def refuses(self, problem: Problem) -> str | None:
+    def refuses(self, problem: Problem) -> str | None:  # noqa: ARG002
         """A recipe takes every problem of its operator."""
         return None
 
-    def run(self, problem: Problem, golden: Outputs) -> Result:
+    def bind(self, problem: Problem) -> Callable[[], object]:
+        """The call to be timed."""
+        return lambda: self.operator.run(self.recipe, problem)
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Around every call."""
+        return nullcontext()
+
+    def run(self, problem: Problem, golden: Outputs) -> Result:  # noqa: ARG002
         """Compute the problem's rows."""
         outputs, probes = self.operator.run(self.recipe, problem)
         return Result(outputs, probes)
@@ -57,27 +74,50 @@ class KernelSubject:
 
     operator: Operator
     kernel: Kernel
-    options: SubjectName
 
     def fingerprint(self) -> dict[str, Any]:
-        """The name, for users' kernels the source, and how it is called."""
-        options = dataclasses.asdict(self.options)
-        return {"kernel": self.kernel.name, "source": self.kernel.source} | options
+        """A library's kernel by name; a user's by source, function and layout, wherever it lies."""
+        return {"kernel": self.kernel.source or self.kernel.name}
 
     def refuses(self, problem: Problem) -> str | None:
         """Why the kernel cannot take this problem."""
         return self.kernel.refuses(problem)
 
+    def bind(self, problem: Problem) -> Callable[[], object]:
+        """The call to be timed."""
+        return self.kernel.bind(problem)
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Around every call: the kernel's settings in force, and nothing of it left behind."""
+        return kept(self.kernel.settings)
+
     def run(self, problem: Problem, golden: Outputs) -> Result:
         """Compute all rows, prove what ran, check the outputs, and take the problem's rows."""
-        whole, events = spy(lambda: self.kernel.run(problem))
+        with self.settings():
+            whole, events = self._spied(self.kernel.bind(problem))
         proof = require_event(self.kernel.name, self.kernel.expects, events)
-        outputs = self.operator.take_rows(whole, problem)
-        check_outputs(self.kernel, outputs, golden, problem)
-        return Result(outputs, ran=tuple(proof))
+        check_outputs(self.kernel, whole, golden, problem)
+        return Result(self.operator.take_rows(whole, problem), ran=tuple(proof))
+
+    def _spied(self, call: Call) -> tuple[Outputs, list[str]]:
+        try:
+            return spy(call)
+        except (RoundoffError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a SystemExit too: it must cost this cell alone
+            raise KernelError(f"kernel {self.kernel.name!r} raised {in_one_line(error)}") from error
 
 
-def resolve_subject(operator: Operator, name: SubjectName) -> RecipeSubject | KernelSubject:
+Subject = RecipeSubject | KernelSubject
+
+
+def in_one_line(error: BaseException) -> str:
+    """The type of an error, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def resolve_subject(operator: Operator, name: SubjectName) -> Subject:
     """The subject that `name` means, or an error that says what is missing."""
     if name.kind == "recipe":
         plain, reordered, _ = name.name.partition(REORDERED)
@@ -98,4 +138,4 @@ def resolve_subject(operator: Operator, name: SubjectName) -> RecipeSubject | Ke
     missing = kernel.missing()
     if missing:
         raise UnsupportedError(f"kernel {name.name!r} cannot run here: {missing}")
-    return KernelSubject(operator, kernel, name)
+    return KernelSubject(operator, kernel)

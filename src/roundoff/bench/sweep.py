@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from roundoff.bench.identity import cell_id, environment_digest, environment_of
 from roundoff.bench.measure import Task, measure_task
 from roundoff.bench.plan import groups
-from roundoff.errors import WorkerDiedError
+from roundoff.bench.subjects import in_one_line
 from roundoff.executors import run_tasks
 from roundoff.records import Cell, Measurement
 from roundoff.store import Run, Writer
@@ -94,19 +94,17 @@ def _keep(
     for record in outcome:
         writer.append(record)
         progress.done += 1
-        progress.failed += record["status"] == "failed"
-        progress.skipped += record["status"] == "skipped"
+        skipped = bool(record.get("skipped"))
+        progress.skipped += skipped
+        progress.failed += record["status"] == "failed" and not skipped
     writer.release([i for i, _ in task.cells])
 
 
-def _one_by_one(
-    executor: Executor, task: Task, error: Exception
-) -> Iterator[dict[str, object]]:
+def _one_by_one(executor: Executor, task: Task, error: Exception) -> Iterator[dict[str, object]]:
     """After a death, each cell alone, so that the guilty one costs only itself."""
     alone = [Task((cell,)) for cell in task.cells]
-    if len(alone) == 1 or not isinstance(error, WorkerDiedError):
-        for part in alone:
-            yield _failed(part, error)
+    if len(alone) == 1:
+        yield _failed(task, error)
         return
     for part, outcome in run_tasks(executor, alone, measure_task, in_flight=1):
         if isinstance(outcome, Exception):
@@ -117,5 +115,5 @@ def _one_by_one(
 
 def _failed(task: Task, error: Exception) -> dict[str, object]:
     id_, cell = task.cells[0]
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return Measurement(id_, cell, environment_digest(cell), "failed", error=text).to_record()
+    failed = Measurement(id_, cell, environment_digest(cell), "failed", error=in_one_line(error))
+    return failed.to_record()

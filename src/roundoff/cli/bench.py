@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from roundoff.bench.plan import Plan, Sweep, read_plan
+from roundoff.bench.plan import Plan, make_plan, read_plan
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table
 from roundoff.errors import UsageError
@@ -80,13 +80,13 @@ def bench_command(
     if plan is not None:
         made = read_plan(plan)
     else:
-        made = Plan(sweep=(Sweep(
-            operator=operator, baseline=baseline or _first_kernel(operator),
-            kernels=_names(kernel), recipes=_names(recipe), formats=_names(format), seeds=seeds,
-            first_seed=seed, device=device, threads=threads, layout=layout,
-            seq_multiple=seq_multiple, timing=timing,
-            axes={name.replace("-", "_"): _names(text) for name, text in axes.items()},
-        ),))  # fmt: skip
+        made = make_plan({"sweep": [{
+            "operator": operator, "baseline": baseline or _first_kernel(operator),
+            "kernels": kernel, "recipes": recipe, "formats": format, "seeds": seeds,
+            "first_seed": seed, "device": device, "threads": threads, "layout": layout,
+            "seq_multiple": seq_multiple, "timing": timing,
+            "axes": {name.replace("-", "_"): text for name, text in axes.items()},
+        }]}, place=_option)  # fmt: skip
     cells = made.cells()
     if dry_run:
         _show_plan(made, cells, running)
@@ -97,7 +97,8 @@ def bench_command(
     )
     _show(run, named, running)
     messages().print(f"run: {folder}   again: {command_line()}", style="dim")
-    return 2 if progress.failed and progress.failed == progress.total else 0
+    nothing = progress.total and progress.failed + progress.skipped == progress.total
+    return 2 if nothing else 0
 
 
 def _first_kernel(operator: str) -> str:
@@ -109,8 +110,14 @@ def _first_kernel(operator: str) -> str:
     return found[0].name
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+_OPTIONS = {"kernels": "kernel", "recipes": "recipe", "formats": "format", "first_seed": "seed"}
+
+
+def _option(place: str) -> str:
+    """The start of a message on a place in a plan, such as `sweep.0.seeds`: its option."""
+    name = place.split(".")[2]
+    # What is wrong with an axis names its option itself.
+    return "" if name == "axes" else f"--{_OPTIONS.get(name, name).replace('_', '-')}: "
 
 
 def _show_plan(plan: Plan, cells: list[Cell], running: Running) -> None:

@@ -49,18 +49,19 @@ def carry_out(
     cells: list[Cell], running: Running, *, folder: Path, manifest: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Cell], Progress]:
     """Measure the cells that the run in `folder` does not have, with a progress bar."""
-    run = Run.create_or_open(folder, manifest={"command": command_line(), **manifest})
+    # All that can be wrong with what was asked comes first: a refused command leaves no folder.
+    jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
+    threads = max((c.threads for c in cells), default=1)
+    executor = LocalExecutor(jobs, timeout=running.timeout, threads=threads)
     named = identified(cells)
     if running.shard:
         named = {i: named[i] for i in shard(named, running.shard)}
+    run = Run.create_or_open(folder, manifest={"command": command_line(), **manifest})
     if named.keys() <= run.finished_ids():
-        return run, named, Progress(len(named), before=len(named))
-    jobs = running.jobs or os.cpu_count() or 1
-    threads = max((c.threads for c in named.values()), default=1)
-    with (
-        LocalExecutor(jobs, timeout=running.timeout, threads=threads) as executor,
-        progress_bar("measuring", len(named)) as advance,
-    ):
+        progress = Progress(len(named), before=len(named))
+        _tell_failures(run, named, progress)
+        return run, named, progress
+    with executor, progress_bar("measuring", len(named)) as advance:
         progress = run_cells(
             run, named, executor, in_flight=jobs, tell=lambda p: advance(p.before + p.done)
         )
@@ -71,7 +72,7 @@ def carry_out(
 def _tell_failures(run: Run, named: Mapping[str, Cell], progress: Progress) -> None:
     console = messages()
     for problem in run.problems:
-        console.print(f"roundoff: {problem}", style="yellow")
+        console.print(f"roundoff: {problem}", style="yellow", markup=False)
     if not (progress.failed or progress.skipped):
         return
     told: set[str] = set()
@@ -79,6 +80,7 @@ def _tell_failures(run: Run, named: Mapping[str, Cell], progress: Progress) -> N
         error = row.get("error")
         if row["id"] in named and error and error not in told and len(told) < 10:
             told.add(error)
-            style = "red" if row["status"] == "failed" else "dim"
-            console.print(f"{row['status']}: {row['cell']['candidate']}: {error}", style=style)
+            how, style = ("skipped", "dim") if row.get("skipped") else ("failed", "red")
+            text = f"{how}: {row['cell']['candidate']}: {error}"
+            console.print(text, style=style, markup=False)
     console.print(f"{progress.failed} cells failed, {progress.skipped} were skipped")

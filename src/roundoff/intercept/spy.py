@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +28,10 @@ def spy(function: Callable[[], T]) -> tuple[T, list[str]]:
     """
     # The profiler's library writes a line to the terminal at each start and stop otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+    profile: Any = torch.autograd.profiler.profile(use_kineto=False)
+    with profile:
         result = function()
-    events = profile.function_events or []
+    events: list[Any] = list(profile.function_events or [])
     return result, sorted({str(event.name) for event in events})
 
 

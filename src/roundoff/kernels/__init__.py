@@ -4,7 +4,9 @@
     torch_sdpa.py     torch's scaled_dot_product_attention, one row a back-end
     torch_flex.py     compiled FlexAttention
     torch_softmax.py  torch.softmax
-    user.py           any `module:function`
+    user.py           any `module:function`: `loading` imports it, `source` says what it is made
+                      of, `declared` what its author says, `user_attention` how attention is called
+    settings.py       torch's global settings
 
 `KERNELS` knows the names without importing anything.
 """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from roundoff.errors import KernelError
 from roundoff.formats import to_dtype
 from roundoff.operators.protocol import Outputs, Problem
 
-__all__ = ["Kernel", "check_outputs", "runs_anywhere", "stored_inputs"]
+__all__ = ["Call", "Kernel", "check_outputs", "runs_anywhere", "stored_inputs", "takes"]
+
+Call = Callable[[], Outputs]
+"""A kernel bound to its inputs: nothing is left to convert or to build, so it can be timed."""
 
 
 def runs_anywhere() -> str | None:
@@ -24,21 +28,29 @@ def runs_anywhere() -> str | None:
 class Kernel:
     """A kernel of one operator.
 
-    `run` computes all rows of a problem, in real dtypes. `missing` says why the kernel
-    cannot run on this machine and what to install (None: it can); `refuses` why it cannot
-    take this problem. `expects` are the events that a spy must see if this kernel, and no
-    fallback, did the work (empty: nothing can be proved). `source` is the digest of a
-    user's source, part of a cell's identity; a library's version is in the environment.
+    `bind` makes the call that computes all rows of a problem, in real dtypes. `missing` says
+    why the kernel cannot run on this machine and what to install (None: it can); `refuses`
+    why it cannot take this problem. `expects` are the events that a spy must see if this
+    kernel, and no fallback, did the work (empty: nothing can be proved).
+
+    For users' kernels, `source` is the digest of what decides their numbers, part of a cell's
+    identity (a library's version is in the environment), and `settings` are torch's global
+    settings as their module wants them, in force while they run.
     """
 
     name: str
     operator: str
     doc: str
-    run: Callable[[Problem], Outputs]
+    bind: Callable[[Problem], Call]
     missing: Callable[[], str | None] = runs_anywhere
     refuses: Callable[[Problem], str | None] = lambda _: None
     expects: tuple[str, ...] = ()
     source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def run(self, problem: Problem) -> Outputs:
+        """The outputs at all rows."""
+        return self.bind(problem)()
 
 
 def stored_inputs(problem: Problem) -> dict[str, Tensor]:
@@ -49,8 +61,19 @@ def stored_inputs(problem: Problem) -> dict[str, Tensor]:
     }
 
 
+def takes(*formats: str) -> Callable[[Problem], str | None]:
+    """The `refuses` of a kernel that is limited by nothing but storage formats."""
+
+    def refuses(problem: Problem) -> str | None:
+        if problem.format.name in formats:
+            return None
+        return f"format {problem.format.name} (takes {', '.join(formats)})"
+
+    return refuses
+
+
 def check_outputs(kernel: Kernel, outputs: Outputs, golden: Outputs, problem: Problem) -> None:
-    """Refuse outputs of another shape than golden's, or of another dtype than the inputs'.
+    """Refuse whole outputs whose names, shapes or dtype are not what the operator's are.
 
     The first output must have the storage format's dtype; others (an LSE) may be wider.
     """
@@ -58,14 +81,35 @@ def check_outputs(kernel: Kernel, outputs: Outputs, golden: Outputs, problem: Pr
     if first not in outputs:
         raise KernelError(f"kernel {kernel.name!r} returned no {first!r}")
     for name, x in outputs.items():
-        if tuple(x.shape) != tuple(golden[name].shape):
+        if name not in golden:
+            raise KernelError(
+                f"kernel {kernel.name!r} returned {name!r}; expected {', '.join(golden)}"
+            )
+        shapes = _whole_shapes(golden[name], problem)
+        if tuple(x.shape) not in shapes:
             raise KernelError(
                 f"kernel {kernel.name!r} returned {name} of shape {tuple(x.shape)}; "
-                f"expected {tuple(golden[name].shape)} (is --layout right?)"
+                f"expected {shapes[0]} (is --layout right?)"
             )
-    wanted = to_dtype(torch.zeros(()), problem.format).dtype
-    if outputs[first].dtype != wanted:
+    if outputs[first].dtype != problem.format.dtype:
         raise KernelError(
             f"kernel {kernel.name!r} returned {first} as {outputs[first].dtype}; "
-            f"expected {wanted}, the dtype of its inputs"
+            f"expected {problem.format.dtype}, the dtype of its inputs"
         )
+
+
+def _whole_shapes(golden: Tensor, problem: Problem) -> list[tuple[int, ...]]:
+    """The shapes that an output with all rows may have, of which golden has the sampled ones.
+
+    An output's rows are numbered by the axis that numbers those of the first input. More than
+    one axis can be it only where it is as long as the sample by chance.
+    """
+    shape = tuple(golden.shape)
+    if problem.rows is None:
+        return [shape]
+    of = next(iter(problem.inputs.values())).shape
+    return [
+        (*shape[:axis], of[axis], *shape[axis + 1 :])
+        for axis, length in enumerate(shape)
+        if length == len(problem.rows)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Problem
@@ -14,7 +15,9 @@ ALL_MASKS = ("none", "causal", "causal-lower-right", "window", "boolean", "addit
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Formats, head dims (None: any), kinds of mask, multiples of the length, and layout freedoms."""
+    """Formats, head dims (None: any), kinds of mask, multiples of the length, and what else
+    a kernel may demand: equal numbers of heads, equal head dims, a kind of device (None: any).
+    """
 
     formats: tuple[str, ...] = ("bf16", "fp16", "fp32")
     head_dims: tuple[int, ...] | None = None
@@ -22,11 +25,14 @@ class Limits:
     seq_multiple: int = 1
     grouped_heads: bool = True
     other_v_dim: bool = True
+    device: Literal["cpu", "cuda"] | None = None
 
-    def refuse(self, problem: Problem) -> str | None:
+    def refuse(self, problem: Problem) -> str | None:  # noqa: PLR0911 - one line a limit
         """Why a kernel with these limits cannot take `problem`, in a few words."""
         call = call_of(problem)
         q, k, v = call.q, call.k, call.v
+        if self.device not in (None, q.device.type):
+            return f"device {q.device.type} (takes {self.device})"
         if problem.format.name not in self.formats:
             return f"format {problem.format.name} (takes {', '.join(self.formats)})"
         if self.head_dims is not None and q.shape[-1] not in self.head_dims:

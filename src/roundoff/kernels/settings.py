@@ -7,7 +7,7 @@ called; what is measured after it must not notice.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def _float32_precision() -> str:
 
 
 def _flushes_subnormals() -> bool:
-    smallest = torch.tensor(2.0**-149)
+    smallest = torch.tensor(2.0**-149, dtype=torch.float32, device="cpu")
     return (smallest * 1.0).item() == 0.0
 
 
@@ -103,8 +103,8 @@ def changed(before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def kept(own: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """Put `own` settings in force; afterwards all settings, threads and random state are as before."""
+def kept(own: Mapping[str, Any] | None = None) -> Generator[None]:
+    """Put `own` settings in force; at the end settings, threads and random state are as before."""
     before, threads, random = read(), torch.get_num_threads(), torch.get_rng_state()
     try:
         _put(own or {})

@@ -14,9 +14,9 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
-from roundoff.kernels.kernel import Kernel, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, stored_inputs
 from roundoff.kernels.limits import Limits
-from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.call import Call as Attention
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
 
@@ -27,22 +27,29 @@ _COMPILED = "## Call CompiledFxGraph"
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    torch_: Any = torch  # whose `compile` has no complete type
+    return torch_.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def _run(problem: Problem) -> Outputs:
-    call, stored = call_of(problem), stored_inputs(problem)
+def _bind(problem: Problem) -> Call:
+    attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name] for name in "qkv")
     grouped = q.shape[1] != k.shape[1]
-    # Every shape and mask compiles anew; past dynamo's limit it would run eagerly instead.
-    with torch._dynamo.config.patch(recompile_limit=2**16, accumulated_recompile_limit=2**16):
-        out = _compiled()(
-            q, k, v, block_mask=_block_mask(call, q.device), scale=call.scale, enable_gqa=grouped
-        )
-    return {"out": out}
+    mask = _block_mask(attention, q.device)
+
+    def call() -> Outputs:
+        # Every shape and mask compiles anew; past dynamo's limit it would run eagerly instead.
+        config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateUsage]
+        with config.patch(recompile_limit=2**16, accumulated_recompile_limit=2**16):
+            out = _compiled()(
+                q, k, v, block_mask=mask, scale=attention.scale, enable_gqa=grouped
+            )  # fmt: skip
+        return {"out": out}
+
+    return call
 
 
-def _block_mask(call: Call, device: torch.device) -> Any:
+def _block_mask(call: Attention, device: torch.device) -> Any:
     if call.mask.kind == "none":
         return None
     q_len, kv_len = call.lengths
@@ -50,7 +57,7 @@ def _block_mask(call: Call, device: torch.device) -> Any:
     assert dense is not None
     visible = dense.expand(1, 1, q_len, kv_len)[0, 0]
 
-    def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
+    def seen(_b: Tensor, _h: Tensor, row: Tensor, key: Tensor) -> Tensor:
         return visible[row, key]
 
     return create_block_mask(seen, None, None, q_len, kv_len, device=str(device))
@@ -66,7 +73,7 @@ FLEX = Kernel(
     "torch-flex",
     "attention",
     "FlexAttention, compiled (a new shape compiles for some seconds)",
-    _run,
+    _bind,
     _missing,
     Limits(masks=("none", "causal", "causal-lower-right", "window")).refuse,
     (_COMPILED,),

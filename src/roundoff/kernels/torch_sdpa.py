@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundoff.kernels.kernel import Kernel, runs_anywhere, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, runs_anywhere, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operands import shared_heads
@@ -21,29 +22,39 @@ __all__ = ["CPU_FLASH", "CUDA_CUDNN", "CUDA_EFFICIENT", "CUDA_FLASH", "MATH", "M
 _PROOF = "aten::_scaled_dot_product_"
 
 
-def _sdpa(backend: SDPBackend, *, reduced: bool = False) -> Callable[[Problem], Outputs]:
-    def run(problem: Problem) -> Outputs:
-        call, stored = call_of(problem), stored_inputs(problem)
+Bind = Callable[[Problem], Call]
+
+
+def _sdpa(backend: SDPBackend, *, reduced: bool = False) -> Bind:
+    def bind(problem: Problem) -> Call:
+        attention, stored = call_of(problem), stored_inputs(problem)
         q, k, v = (stored[name] for name in "qkv")
-        is_causal, mask = _mask_arguments(call.mask, call.lengths, q)
-        before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(reduced)
-        try:
-            with sdpa_kernel(backend):
-                out = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask, is_causal=is_causal, scale=call.scale,
+        is_causal, mask = _mask_arguments(attention.mask, attention.lengths, q)
+
+        def call() -> Outputs:
+            with sdpa_kernel(backend), _reduction(reduced):
+                out = functional.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=is_causal, scale=attention.scale,
                     enable_gqa=q.shape[1] != k.shape[1],
                 )  # fmt: skip
-        finally:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
-        return {"out": out}
+            return {"out": out}
 
-    return run
+        return call
+
+    return bind
 
 
-def _mask_arguments(
-    mask: Mask, lengths: tuple[int, int], q: Tensor
-) -> tuple[bool, Tensor | None]:
+@contextlib.contextmanager
+def _reduction(allowed: bool) -> Generator[None]:
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
+def _mask_arguments(mask: Mask, lengths: tuple[int, int], q: Tensor) -> tuple[bool, Tensor | None]:
     """(is_causal, attn_mask) as torch takes them; torch's `is_causal` aligns at the upper left."""
     if mask.kind == "causal":
         return True, None
@@ -53,19 +64,23 @@ def _mask_arguments(
     return False, dense
 
 
-def _cpu_flash(problem: Problem) -> Outputs:
+def _cpu_flash(problem: Problem) -> Call:
     """The operator that SDPA dispatches to on a CPU, called directly since it returns LSE too."""
-    call, stored = call_of(problem), stored_inputs(problem)
+    attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name] for name in "qkv")
     k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
-    is_causal, mask = _mask_arguments(call.mask, call.lengths, q)
+    is_causal, mask = _mask_arguments(attention.mask, attention.lengths, q)
     if mask is not None and mask.dtype == torch.bool:
         # SDPA itself turns a boolean mask into this before it dispatches.
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, is_causal, attn_mask=mask, scale=call.scale
-    )
-    return {"out": out, "lse": lse}
+
+    def call() -> Outputs:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, attn_mask=mask, scale=attention.scale
+        )
+        return {"out": out, "lse": lse}
+
+    return call
 
 
 def _needs_cuda() -> str | None:
@@ -73,10 +88,10 @@ def _needs_cuda() -> str | None:
 
 
 def _row(
-    name: str, doc: str, run: Callable[[Problem], Outputs], event: str, limits: Limits,
+    name: str, doc: str, bind: Bind, event: str, limits: Limits,
     *, missing: Callable[[], str | None] = runs_anywhere,
 ) -> Kernel:  # fmt: skip
-    return Kernel(name, "attention", doc, run, missing, limits.refuse, (_PROOF + event,))
+    return Kernel(name, "attention", doc, bind, missing, limits.refuse, (_PROOF + event,))
 
 
 MATH = _row(
@@ -90,21 +105,22 @@ MATH_REDUCED = _row(
 CPU_FLASH = _row(
     "torch-cpu-flash", "torch's flash attention for CPUs",
     _cpu_flash, "flash_attention_for_cpu",
-    Limits(("bf16", "fp16", "fp32", "fp64"), other_v_dim=False),
+    Limits(("bf16", "fp16", "fp32", "fp64"), other_v_dim=False, device="cpu"),
 )  # fmt: skip
 _STRUCTURED = ("none", "causal", "boolean", "additive")
 CUDA_FLASH = _row(
     "torch-cuda-flash", "torch's FlashAttention-2 for CUDA", _sdpa(SDPBackend.FLASH_ATTENTION),
-    "flash_attention", Limits(("bf16", "fp16"), masks=("none", "causal"), other_v_dim=False),
+    "flash_attention",
+    Limits(("bf16", "fp16"), masks=("none", "causal"), other_v_dim=False, device="cuda"),
     missing=_needs_cuda,
 )  # fmt: skip
 CUDA_EFFICIENT = _row(
     "torch-cuda-efficient", "torch's memory-efficient attention (cutlass) for CUDA",
     _sdpa(SDPBackend.EFFICIENT_ATTENTION), "efficient_attention",
-    Limits(masks=_STRUCTURED, grouped_heads=False), missing=_needs_cuda,
+    Limits(masks=_STRUCTURED, grouped_heads=False, device="cuda"), missing=_needs_cuda,
 )  # fmt: skip
 CUDA_CUDNN = _row(
     "torch-cuda-cudnn", "cuDNN's attention as torch calls it",
     _sdpa(SDPBackend.CUDNN_ATTENTION), "cudnn_attention",
-    Limits(("bf16", "fp16"), masks=_STRUCTURED), missing=_needs_cuda,
+    Limits(("bf16", "fp16"), masks=_STRUCTURED, device="cuda"), missing=_needs_cuda,
 )  # fmt: skip

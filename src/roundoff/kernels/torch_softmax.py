@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from roundoff.kernels.kernel import Kernel, stored_inputs
-from roundoff.operators.protocol import Outputs, Problem
+from roundoff.kernels.kernel import Call, Kernel, stored_inputs, takes
+from roundoff.operators.protocol import Problem
 
 __all__ = ["SOFTMAX"]
 
 
-def _run(problem: Problem) -> Outputs:
-    return {"y": torch.softmax(stored_inputs(problem)["x"], -1)}
+def _bind(problem: Problem) -> Call:
+    x = stored_inputs(problem)["x"]
+    return lambda: {"y": torch.softmax(x, -1)}
 
 
-SOFTMAX = Kernel("torch-softmax", "softmax", "torch.softmax", _run, expects=("aten::_softmax",))
+SOFTMAX = Kernel(
+    "torch-softmax", "softmax", "torch.softmax", _bind,
+    refuses=takes("bf16", "fp16", "fp32", "fp64"), expects=("aten::_softmax",),
+)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from roundoff.errors import UsageError
@@ -15,7 +15,10 @@ Value = int | float | str | bool | None
 
 @dataclass(frozen=True, slots=True, order=True)
 class SubjectName:
-    """What is measured, by name: a kernel or a recipe; `place` options are for users' kernels.
+    """What is measured, by name: a kernel or a recipe.
+
+    `layout` and `seq_multiple` say how a user's kernel is called; None leaves it to its
+    declaration.
 
     >>> str(SubjectName.parse("recipe:fa2")), SubjectName.parse("torch-math").kind
     ('recipe:fa2', 'kernel')
@@ -39,6 +42,11 @@ class SubjectName:
             raise UsageError("an empty name; expected a kernel or a recipe")
         return cls(kind, text)
 
+    def options(self) -> dict[str, Any]:
+        """How it is called, as far as that was said."""
+        said = {"layout": self.layout, "seq_multiple": self.seq_multiple}
+        return {name: value for name, value in said.items() if value is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -59,7 +67,22 @@ class Cell:
     kind: Literal["accuracy", "timing"] = "accuracy"
 
     def to_record(self) -> dict[str, Any]:
-        """The cell as plain JSON data, subjects by name."""
-        record = asdict(self)
-        record["params"] = record.pop("parameters")
-        return record | {"baseline": str(self.baseline), "candidate": str(self.candidate)}
+        """The cell as plain JSON data, subjects by name, and their options where they have some."""
+        plain = ("operator", "format", "seed", "device", "threads", "kind")
+        record: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        record["params"] = dict(self.parameters)
+        for role, subject in (("baseline", self.baseline), ("candidate", self.candidate)):
+            record[role] = str(subject)
+            if options := subject.options():
+                record[f"{role}_options"] = options
+        return record
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Cell:
+        """The cell that `to_record` wrote."""
+        plain = dict(record)
+        subjects: dict[str, SubjectName] = {}
+        for role in ("baseline", "candidate"):
+            name = SubjectName.parse(plain.pop(role))
+            subjects[role] = SubjectName(name.kind, name.name, **plain.pop(f"{role}_options", {}))
+        return cls(parameters=plain.pop("params"), **subjects, **plain)

@@ -13,16 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import roundoff
+from roundoff.errors import UnsupportedError
 
 __all__ = ["Environment"]
 
 _LIBRARIES = ("torch", "numpy", "numba", "llvmlite", "safetensors", "mpmath", "triton")
+# Read by the libraries when they are loaded or called, so that no setting of theirs shows them.
 _VARIABLES = (
-    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR",
-    "MKL_ENABLE_INSTRUCTIONS", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
-    "CUBLAS_WORKSPACE_CONFIG", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES",
+    "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_DYNAMIC",
+    "OMP_DYNAMIC", "KMP_DETERMINISTIC_REDUCTION", "OPENBLAS_CORETYPE", "GLIBC_TUNABLES",
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT",
+    "CUBLAS_WORKSPACE_CONFIG", "CUBLASLT_WORKSPACE_SIZE", "DISABLE_ADDMM_CUDA_LT",
+    "PYTORCH_TUNABLEOP_ENABLED", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT",
+    "NUMBA_DISABLE_INTEL_SVML", "NUMBA_ENABLE_AVX", "NUMBA_OPT", "TORCH_COMPILE_DISABLE",
+    "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_EMULATE_PRECISION_CASTS",
+    "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", "TRITON_F32_DEFAULT",
 )  # fmt: skip
-_NUMERIC_ROOMS = ("formats", "sites.py", "metrics", "operators", "kernels", "bench")
+_NUMERIC_ROOMS = (
+    "formats", "sites.py", "metrics", "operators", "kernels", "intercept", "bench",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,11 @@ class Environment:
         """The environment as plain JSON data."""
         return asdict(self)
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Environment:
+        """The environment that `to_record` wrote."""
+        return cls(**record)
+
 
 @cache
 def _source() -> str:
@@ -120,26 +135,32 @@ def _device_name(device: str) -> str:
         return device
     import torch  # noqa: PLC0415
 
-    properties = torch.cuda.get_device_properties(device)
+    index = int(device.partition(":")[2] or 0)
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        raise UnsupportedError(
+            f"device {device!r} is not here; torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    cuda: Any = torch.cuda  # whose properties have no type
+    properties = cuda.get_device_properties(device)
     return f"{properties.name} sm{properties.major}{properties.minor}"
 
 
 def _flags(device: str) -> dict[str, Any]:
+    """torch's settings that change numbers, and which libraries it was built with."""
     import torch  # noqa: PLC0415
 
-    cuda = torch.backends.cuda
+    from roundoff.kernels import settings  # noqa: PLC0415
+
     flags: dict[str, Any] = {
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "default_dtype": str(torch.get_default_dtype()),
-        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
-        "mkl": torch.backends.mkl.is_available(),
+        **settings.read(),
+        "build": hashlib.sha256(torch.__config__.show().encode()).hexdigest()[:16],
+        "git": torch.version.git_version,
     }
     if device.startswith("cuda"):
         flags |= {
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "fp16_reduction": cuda.matmul.allow_fp16_reduced_precision_reduction,
-            "bf16_reduction": cuda.matmul.allow_bf16_reduced_precision_reduction,
+            "cudnn_version": torch.backends.cudnn.version(),
+            "blas": str(torch.backends.cuda.preferred_blas_library()),
         }
     return flags

@@ -15,6 +15,8 @@ SCHEMA = 1
 
 Metrics = Mapping[str, Any]
 
+_PARTS = ("outputs", "floor", "evidence", "condition", "probes", "timing", "error")
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
@@ -23,7 +25,7 @@ class Measurement:
     `outputs`, `floor` and `evidence` map an output's name to metrics: of the candidate, of
     golden rounded once to the output's format, and the match of candidate and baseline
     (match, null, lift). `ran` names the events that prove which kernels did the work.
-    A failed cell has an `error` and none of these.
+    A failed or skipped cell has an `error`, which says why, and none of these.
     """
 
     id: str
@@ -41,14 +43,35 @@ class Measurement:
     error: str | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """The measurement as plain JSON data; empty parts are left out."""
+        """The measurement as plain JSON data; empty parts are left out.
+
+        A line is "ok" or "failed", done or to be tried again. A skipped cell is to be tried
+        again too, as what it needs may be installed by then: it is "failed" and `skipped`.
+        """
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "id": self.id,
-            "status": self.status,
+            "status": "failed" if self.status == "skipped" else self.status,
             "environment": self.environment,
             "elapsed": self.elapsed,
             "cell": self.cell.to_record(),
         }
-        parts = ("outputs", "floor", "evidence", "condition", "probes", "timing", "ran", "error")
-        return record | {name: value for name in parts if (value := getattr(self, name))}
+        if self.status == "skipped":
+            record["skipped"] = True
+        if self.ran:
+            record["ran"] = list(self.ran)
+        return record | {name: value for name in _PARTS if (value := getattr(self, name))}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_record` wrote."""
+        parts = {name: record[name] for name in _PARTS if name in record}
+        return cls(
+            record["id"],
+            Cell.from_record(record["cell"]),
+            record["environment"],
+            "skipped" if record.get("skipped") else record["status"],
+            ran=tuple(record.get("ran", ())),
+            elapsed=record["elapsed"],
+            **parts,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -29,3 +30,8 @@ class Verdict:
     def to_record(self) -> dict[str, Any]:
         """The verdict as plain JSON data."""
         return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Verdict:
+        """The verdict that `to_record` wrote."""
+        return cls(**record)
