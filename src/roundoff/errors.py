@@ -1,4 +1,4 @@
-"""Every error that roundoff raises on purpose, in one tree.
+"""Every error that roundoff raises on purpose, in one tree::
 
     RoundoffError               anything below; the command exits with 2
     ├── UsageError              an argument that cannot be right
@@ -10,6 +10,7 @@
     ├── RunError                a run directory that cannot be read or written
     └── CellError               one cell failed; the others go on
         └── WorkerDiedError     ... by taking its process along, or by hanging
+
 
 A message names the value, what was expected, and what to do.
 """
