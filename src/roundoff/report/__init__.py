@@ -1,9 +1,12 @@
 """Pages and pictures of a run; reads the store and nothing else.
 
+The files, from what is read to what is written:
+
     rows.py       lines of a run -> samples and points, whatever the operator's parameters
     figure.py     a figure apart from its drawing: rows, views, names, axes
     charts.py     Vega-Lite specs, built with Altair
     lines.py      error against each numeric axis
+    views.py      what figures share: sections, a view for each metric
     formats.py    error by format
     ratios.py     the map of ratios to the baseline
     bias.py       size and bias side by side

@@ -9,11 +9,16 @@ from typing import Any
 from roundoff.metrics.intervals import Interval
 from roundoff.report.charts import bias_chart
 from roundoff.report.figure import (
-    Figure, Names, Scale, places, show, symlog_scale,
+    Figure,
+    Names,
+    Scale,
+    places,
+    show,
+    symlog_scale,
 )  # fmt: skip
-from roundoff.report.lines import metric_views, sections
 from roundoff.report.ratios import main_axis
 from roundoff.report.rows import Point, Sample, number, outputs_of, points_of, varied_axes
+from roundoff.report.views import metric_views, sections
 
 __all__ = ["bias_figures", "bias_of"]
 
@@ -48,13 +53,12 @@ def bias_figures(samples: Sequence[Sample], names: Names) -> list[Figure]:
     figures: list[Figure] = []
     for section, held in sections(samples).items():
         axis = main_axis(held)
-        if axis is not None:
-            values = [v for s in held if (v := number(s.place.get(axis))) is not None]
-            held = [s for s in held if s.place.get(axis) in (None, max(values))]
-            where = places({axis: max(values)}, [axis])
-        else:
-            where = "over all cells"
-        figures += _figure(held, section, where, names)
+        if axis is None:
+            figures += _figure(held, section, "", names)
+            continue
+        largest = max(v for s in held if (v := number(s.place.get(axis))) is not None)
+        there = [s for s in held if s.place.get(axis) in (None, largest)]
+        figures += _figure(there, section, places({axis: largest}, [axis]), names)
     return figures
 
 
@@ -81,15 +85,15 @@ def _figure(samples: Sequence[Sample], section: str, where: str, names: Names) -
     def chart(x: Scale) -> dict[str, Any]:
         return bias_chart(x, y, names=names, present=present, panels=panels)
 
+    def caption(metric: str, _: Sequence[Interval]) -> str:
+        return _caption(rows, where, metric)
+
     views = [
         view
-        for view in metric_views(
-            samples, [p for p, _, _ in found], chart,
-            lambda metric, _: _caption(rows, where, metric),
-        )
+        for view in metric_views(samples, [p for p, _, _ in found], chart, caption)
         if view.label in (f"{output} rel_l2", f"{output} rmse")
-    ]  # fmt: skip
-    title = f"Size and bias{', ' + section if section else ''}, {where}"
+    ]
+    title = ", ".join(filter(None, ["Size and bias", section, where]))
     shown = {
         "candidate": "candidate", "where": "where", "gain": "gain", "gain_low": "gain from",
         "gain_high": "to", "z": "z", "seeds": "seeds",
@@ -104,12 +108,17 @@ def _short(value: float) -> float | None:
 def _caption(rows: Sequence[dict[str, Any]], where: str, metric: str) -> str:
     bounded = [r for r in rows if r["gain_low"] is not None and r["gain_high"] is not None]
     biased = [r for r in bounded if not r["gain_low"] <= 0 <= r["gain_high"]]
-    largest = max(rows, key=lambda r: abs(r["gain"]))
+    largest = max(biased or rows, key=lambda r: abs(r["gain"]))
     z = f", z {show(largest['z'])}" if largest["z"] is not None else ""
     word = "stretches" if largest["gain"] > 0 else "shrinks"
+    most = f"{largest['candidate']} {word} most: gain {show(largest['gain'])}{z}"
+    if largest["where"]:
+        most += f" ({largest['where']})"
+    head = f"{metric} against gain{', ' + where if where else ''}"
+    if not biased:
+        return f"{head}: no interval of the gain leaves out 0; it may all be noise. {most}."
+    share = f"{len(biased)} of {len(bounded)} points"
     return (
-        f"{metric} against gain, {where}: for {len(biased)} of {len(bounded)} points the interval "
-        f"of the gain leaves out 0, so that they are biased and not only noisy. "
-        f"{largest['candidate']} {word} most: gain {show(largest['gain'])}{z} "
-        f"({largest['where'] or where})."
+        f"{head}: for {share} the interval of the gain leaves out 0: "
+        f"these are biased, not only noisy. Of them, {most}."
     )

@@ -39,8 +39,10 @@ def _finish(chart: Any, panels: Sequence[str], *, left: int, least: int) -> Spec
         points = alt.NamedData(name="points")
         chart = chart.facet(facet=facet, data=points, columns=min(2, len(panels)), spacing=18)
     spec: Spec = chart.to_dict()
-    for key in ("data", "datasets", "config"):
-        spec.pop(key, None)
+    for part in (spec, spec.get("spec", {})):
+        for layer in (part, *part.get("layer", ())):
+            layer.pop("data", None)  # Altair's placeholders; the page puts the rows in
+    spec.pop("config", None)
     return spec | {"usermeta": {"left": left, "least": least, "panels": len(panels)}}
 
 
@@ -50,7 +52,9 @@ def _chart() -> Any:
 
 def _scale(scale: Scale) -> Any:
     more: dict[str, Any] = {"constant": scale.constant} if scale.kind == "symlog" else {}
-    return altair().Scale(type=scale.kind, domain=list(scale.domain), nice=False, zero=False, **more)
+    if scale.kind == "linear":
+        more = {"zero": False}
+    return altair().Scale(type=scale.kind, domain=list(scale.domain), nice=False, **more)
 
 
 def _axis(scale: Scale, **rest: Any) -> Any:
@@ -121,8 +125,10 @@ def line_chart(
         x=across, y=alt.Y("low:Q", scale=_scale(y)), y2="high:Q", color=colour["color"],
         opacity=_seen(pick, 0.18),
     )  # fmt: skip
-    line = _chart().mark_line(strokeWidth=2, clip=True).encode(
-        x=across, y=up, color=colour["color"], strokeDash=dash, opacity=_seen(pick)
+    line = (
+        _chart()
+        .mark_line(strokeWidth=2, clip=True)
+        .encode(x=across, y=up, color=colour["color"], strokeDash=dash, opacity=_seen(pick))
     )
     mark = _chart().mark_point(filled=True, size=48, opacity=1).encode(
         x=across, y=up, tooltip=tips, opacity=_seen(pick), **colour
@@ -132,39 +138,41 @@ def line_chart(
 
 
 def dot_chart(
-    x: Scale, *, panels: Sequence[str], rows: Sequence[str], tips: Mapping[str, str],
-    line: float | None = None,
+    x: Scale, *, panels: Sequence[str], rows: Sequence[str], groups: Sequence[str],
+    tips: Mapping[str, str], line: float | None = None, title: str | None = None,
 ) -> Spec:  # fmt: skip
     """One row a `label`, dots at `value` with their interval, in the colours of `group`.
 
-    A vertical line at `line` marks what means "no difference".
+    `title` says what the groups are. A vertical line at `line` marks what means "no difference".
     """
     alt = altair()
     pick = alt.selection_point(fields=["group"], bind="legend")
     up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None))
     across = alt.X("value:Q", scale=_scale(x), axis=_axis(x, format=_small(x)))
-    legend = alt.Legend(title=None, orient="top", symbolOpacity=1)
-    colour = alt.Color("group:N", sort=None, legend=legend)
-    offset = alt.YOffset("group:N", sort=None)
+    legend = alt.Legend(title=title, orient="top", symbolOpacity=1) if len(groups) > 1 else None
+    domain = {"domain": list(groups)}
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(groups))]
+    colour = alt.Color("group:N", scale=alt.Scale(**domain), legend=legend)
+    shape = alt.Shape("group:N", scale=alt.Scale(**domain, range=shapes), legend=legend)
     interval = _chart().mark_rule(strokeWidth=2, clip=True).encode(
-        x=alt.X("low:Q", scale=_scale(x)), x2="high:Q", y=up, yOffset=offset, color=colour,
-        opacity=_seen(pick, 0.6),
+        x=alt.X("low:Q", scale=_scale(x)), x2="high:Q", y=up, color=colour,
+        opacity=_seen(pick, 0.5),
     )  # fmt: skip
-    shape = alt.Shape("group:N", sort=None, legend=legend, scale=alt.Scale(range=list(SHAPES)))
-    dot = _chart().mark_point(filled=True, size=52, clip=True, opacity=1).encode(
-        x=across, y=up, yOffset=offset, color=colour, shape=shape, tooltip=_tips(tips),
-        opacity=_seen(pick),
-    )  # fmt: skip
+    dot = (
+        _chart()
+        .mark_point(filled=True, size=52, clip=True, opacity=1)
+        .encode(x=across, y=up, color=colour, shape=shape, tooltip=_tips(tips), opacity=_seen(pick))
+    )
     parts = [interval, dot.add_params(pick)]
     if line is not None:
-        rule = _chart().mark_rule(strokeDash=[3, 3], size=1, color="#888").encode(x=alt.datum(line))
-        parts.insert(0, rule)
+        at = alt.XDatum(line, scale=_scale(x))
+        parts.insert(0, _chart().mark_rule(strokeDash=[3, 3], size=1, color="#888").encode(x=at))
     chart = alt.layer(*parts).properties(width=300, height=alt.Step(ROW))
     return _finish(chart, panels, left=_left(rows), least=280)
 
 
 def _left(rows: Sequence[str]) -> int:
-    return min(230, 24 + 7 * max(map(len, rows), default=0))
+    return min(230, 24 + round(6.2 * max(map(len, rows), default=0)))
 
 
 def ratio_chart(
@@ -176,13 +184,13 @@ def ratio_chart(
     """
     alt = altair()
     dark = alt.param(name="dark", value=False)
-    across = alt.X("column:N", sort=list(columns), axis=alt.Axis(title=x, labelAngle=0, orient="top"))
+    across = alt.X("column:N", sort=list(columns), axis=alt.Axis(title=x, labelAngle=0))
     up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None))
     legend = alt.Legend(
         title="x the baseline's error", orient="bottom", gradientLength=200, tickCount=5,
         labelExpr="format(pow(2, datum.value), '.2~g') + 'x'",
     )  # fmt: skip
-    scale = alt.Scale(domain=[-reach, 0, reach], clamp=True)
+    scale = alt.Scale(domain=[-reach, 0, reach], clamp=True, interpolate="rgb")
     shade = alt.Color("shade:Q", scale=scale, legend=legend)
     tips = _tips({
         "label": "candidate", "panel": "where", "column": x or "where", "value": "ratio",
@@ -192,8 +200,9 @@ def ratio_chart(
     box = base.mark_rect(stroke=None).encode(color=shade, tooltip=tips)
     strong = f"dark || abs(datum.shade) > {0.55 * reach:.3g}"
     ink = alt.condition(strong, alt.value("#ffffff"), alt.value("#1b1f24"))
-    text = base.transform_filter("isValid(datum.value)").mark_text(fontSize=11)
-    text = text.encode(text=alt.Text("value:Q", format=".2~g"), color=ink)
+    digits = "format(datum.value, datum.value < 99.5 ? '.2~g' : ',.0f')"
+    text = base.transform_filter("isValid(datum.value)").transform_calculate(text=digits)
+    text = text.mark_text(fontSize=11).encode(text="text:N", color=ink)
     size = {"width": 46 * max(1, len(columns)), "height": alt.Step(ROW)}
     chart = alt.layer(box, text).properties(**size)
     return _finish(chart.add_params(dark), panels, left=_left(rows), least=46 * len(columns))

@@ -20,6 +20,7 @@ OUTCOMES = {
 }  # fmt: skip
 """Every outcome and the style of its badge."""
 MOST_LABELS = 30
+MOST_PANELS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Shown:
 
 
 def read_claims(run: Run) -> tuple[dict[str, Any], list[Shown]]:
-    """What stands beside the claims (source, command), and the claims; nothing if there are none."""
+    """What stands beside the claims (source, command), and the claims, if there are any."""
     if not (run.path / "claims.json").exists():
         return {}, []
     document = run.read_document("claims.json")
@@ -54,7 +55,9 @@ def read_claims(run: Run) -> tuple[dict[str, Any], list[Shown]]:
 
 
 def _shown(anchor: str, entry: Mapping[str, Any]) -> Shown:
-    evidence = [cast("dict[str, Any]", r) for r in entry.get("evidence") or [] if isinstance(r, dict)]
+    listed: object = entry.get("evidence")
+    rows = cast("list[object]", listed) if isinstance(listed, list) else []
+    evidence = [cast("dict[str, Any]", r) for r in rows if isinstance(r, dict)]
     outcome = str(entry.get("outcome", "cannot tell"))
     claim = str(entry.get("claim", anchor))
     return Shown(
@@ -71,25 +74,27 @@ def _figure(anchor: str, claim: str, evidence: Sequence[Mapping[str, Any]]) -> F
     if estimate is None:
         return None
     keys = [k for k in _varied(evidence) if k not in (estimate, "low", "high")]
-    label, group, panel = _parts(evidence, keys)
+    label, group, panels = _parts(evidence, keys)
     rows = [
         {"label": _word(r, label), "group": _word(r, group),
-         "panel": f"{panel} {_word(r, panel)}" if panel else "",
-         "where": ", ".join(f"{k} {_word(r, k)}" for k in keys if k not in (label, group, panel))}
+         "panel": ", ".join(_named(r, p) for p in panels),
+         "where": _words(r, [k for k in keys if k not in (label, group, *panels)])}
         for r in evidence
     ]  # fmt: skip
     values = [[_finite(r.get(c)) for c in (estimate, "low", "high")] for r in evidence]
     held = [v[0] for v in values if v[0] is not None]
     is_log = min(held, default=0) > 0 and ("ratio" in estimate or max(held) / min(held) > 30)
-    x = (log_scale(estimate, held) if is_log else linear_scale(estimate, held, include=0.0))
+    line = 1.0 if is_log else 0.0
+    x = (log_scale if is_log else linear_scale)(estimate, [*held, line])
     labels = [show_value(v) for v in order(plain(r[label]) for r in evidence)] if label else [""]
     if len(labels) > MOST_LABELS or not held:
         return None
     tips = {"label": label or "", "group": group or "", "panel": "where", "where": "and",
             "value": estimate, "low": "95 % from", "high": "to"}  # fmt: skip
-    panels = [f"{panel} {show_value(v)}" for v in order(plain(r[panel]) for r in evidence)] if panel else [""]
-    spec = dot_chart(x, panels=panels, rows=labels, tips={k: t for k, t in tips.items() if t},
-                     line=1.0 if is_log else 0.0)  # fmt: skip
+    groups = [show_value(v) for v in order(plain(r[group]) for r in evidence)] if group else [""]
+    spec = dot_chart(x, panels=list(dict.fromkeys(r["panel"] for r in rows)), rows=labels,
+                     groups=groups, title=group, line=line,
+                     tips={k: t for k, t in tips.items() if t})  # fmt: skip
     caption = (
         f"{claim}: {estimate} of {len(held)} rows with its 95 % interval, "
         f"from {show(min(held))} to {show(max(held))}"
@@ -115,19 +120,31 @@ def _varied(evidence: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _parts(
     evidence: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> tuple[str | None, str | None, str | None]:
-    """Which columns become rows of the chart, colours, and panels."""
+) -> tuple[str | None, str | None, list[str]]:
+    """Which columns become rows of the chart, colours, and panels (eight at most)."""
     counts = {k: len({plain(r.get(k)) for r in evidence}) for k in keys}
     texts = [k for k in keys if any(isinstance(r.get(k), str) for r in evidence)] or list(keys)
     label = max(texts, key=lambda k: counts[k], default=None)
     rest = [k for k in keys if k != label]
     group = max((k for k in rest if counts[k] <= 7), key=lambda k: counts[k], default=None)
-    panels = [k for k in rest if k != group and counts[k] <= 4]
-    return label, group, panels[-1] if panels else None
+    panels: list[str] = []
+    for key in (k for k in rest if k != group and k in texts):
+        if math.prod(counts[k] for k in (*panels, key)) <= MOST_PANELS:
+            panels.append(key)
+    return label, group, panels
+
+
+def _words(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    return ", ".join(f"{c} {_word(row, c)}" for c in columns)
 
 
 def _word(row: Mapping[str, Any], column: str | None) -> str:
     return show_value(plain(row.get(column))) if column else ""
+
+
+def _named(row: Mapping[str, Any], column: str) -> str:
+    """A value that says by itself what it is, or with its column's name."""
+    return _word(row, column) if isinstance(row.get(column), str) else _words(row, [column])
 
 
 def _finite(value: object) -> float | None:

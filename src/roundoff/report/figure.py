@@ -12,8 +12,8 @@ from roundoff.metrics import METRICS
 from roundoff.report.rows import Sample, Value, number
 
 __all__ = [
-    "Figure", "Names", "Scale", "View", "linear_scale", "log_scale", "metric_title", "order",
-    "places", "show", "show_value", "symlog_scale",
+    "Figure", "Names", "Scale", "Spec", "View", "linear_scale", "log_scale", "metric_title",
+    "order", "places", "show", "show_value", "symlog_scale",
 ]  # fmt: skip
 
 Spec = dict[str, Any]
@@ -104,37 +104,37 @@ def log_scale(title: str, values: Iterable[float], *, marks: Sequence[float] = (
     low, high = min(held), max(held)
     if marks and len(marks) <= 9:
         return Scale(title, "log", (low / 1.1, high * 1.1), list(marks))
-    steps = _log_steps(low, high)
-    below = [s for s in steps if s <= low * 1.0001]
-    above = [s for s in steps if s >= high / 1.0001]
-    ends = (below[-1], above[0])
-    ticks = [s for s in steps if ends[0] <= s <= ends[1]]
+    ends = (low / 1.15, high * 1.15)
+    ticks = [s for s in _log_steps(*ends) if ends[0] <= s <= ends[1]]
     return Scale(title, "log", ends, ticks[:: max(1, math.ceil(len(ticks) / 8))])
 
 
 def _log_steps(low: float, high: float) -> list[float]:
-    """Powers of ten, or 1-2-5 where there are less than two of them, around low and high."""
+    """Round numbers around low and high: the fewer decades, the more in each."""
     first, last = math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1
-    parts = (1,) if math.log10(high / low) > 1.5 else (1, 2, 5)
-    return [p * 10.0**e for e in range(max(first, -320), min(last, 308) + 1) for p in parts]
+    decades = math.log10(high / low)
+    parts = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    if decades > 0.5:
+        parts = (1, 2, 5) if decades <= 2.5 else (1,)
+    return [float(f"{p}e{e}") for e in range(max(first, -320), min(last, 308) + 1) for p in parts]
 
 
-def linear_scale(title: str, values: Iterable[float], *, include: float | None = None) -> Scale:
+def linear_scale(title: str, values: Iterable[float]) -> Scale:
     """A linear axis over the finite values, with room at both ends."""
-    held = [v for v in values if math.isfinite(v)] + ([] if include is None else [include])
+    held = [v for v in values if math.isfinite(v)]
     low, high = min(held, default=0.0), max(held, default=1.0)
     room = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return Scale(title, "linear", (low - room, high + room), ())
 
 
 def symlog_scale(title: str, values: Iterable[float]) -> Scale:
-    """An axis with zero in the middle and decades on both sides, four at most."""
+    """An axis with zero in the middle and decades on both sides, three at most."""
     sizes = [abs(v) for v in values if v and math.isfinite(v)] or [1.0]
     top = math.ceil(math.log10(max(sizes)) - 1e-9)
-    bottom = max(top - 4, math.floor(math.log10(min(sizes))), -307)
+    bottom = max(top - 3, math.floor(math.log10(min(sizes))), -307)
     side = [10.0**e for e in range(min(bottom, top - 1), top + 1)]
     ticks = [-v for v in reversed(side)] + [0.0] + side
-    return Scale(title, "symlog", (-side[-1] * 1.2, side[-1] * 1.2), ticks, side[0])
+    return Scale(title, "symlog", (-side[-1] * 1.2, side[-1] * 1.2), ticks, side[0] / 4)
 
 
 def metric_title(output: str, metric: str) -> str:

@@ -19,7 +19,7 @@ SCALE = 2.0
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old one or the new one; a `RunError` if it cannot be."""
+    """Write a file so that a reader sees the old one or the new one, or raise a `RunError`."""
     temporary = path.with_name(f"{PRIVATE_PREFIX}{secrets.token_hex(4)}.tmp")
     with disk_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,10 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from roundoff.metrics.intervals import Interval
 from roundoff.report.charts import dot_chart
 from roundoff.report.figure import Figure, Names, Scale, order, places, show
-from roundoff.report.lines import metric_views, missing
-from roundoff.report.rows import Point, Sample, number, points_of, varied_axes
+from roundoff.report.rows import (
+    Point,
+    Sample,
+    metrics_of,
+    number,
+    outputs_of,
+    points_of,
+    varied_axes,
+)
+from roundoff.report.views import FIGURE_METRICS, metric_views, missing
 
 __all__ = ["format_figures", "reference"]
 
@@ -18,14 +27,15 @@ MOST_ROWS = 40
 
 def format_figures(samples: Sequence[Sample], names: Names) -> list[Figure]:
     """One figure: every candidate at the place that most formats and candidates share."""
-    points, where = reference(points_of(samples), names)
+    points, where = reference(points_of(samples))
     if not points:
         return []
     axes = [a for a in varied_axes(points) if a != "format"]
     formats = order(p.place.get("format") for p in points)
-    labels = sorted(
-        dict.fromkeys(names[p.candidate] for p in points), key=names.domain().index
-    )[:MOST_ROWS]  # fmt: skip
+    output = outputs_of(samples)[0]
+    metric = metrics_of(samples, output, FIGURE_METRICS)[0]
+    ranked = sorted(points, key=lambda p: _size(p, output, metric))
+    labels = list(dict.fromkeys(names[p.candidate] for p in ranked))[:MOST_ROWS]
     points = [p for p in points if names[p.candidate] in labels]
     points.sort(key=lambda p: formats.index(p.place.get("format")))
     rows = [
@@ -38,9 +48,11 @@ def format_figures(samples: Sequence[Sample], names: Names) -> list[Figure]:
 
     def chart(x: Scale) -> dict[str, Any]:
         more = {"value": x.title, "low": "95 % from", "high": "to", "seeds": "seeds"}
-        return dot_chart(x, panels=panels, rows=labels, tips=tips | more)
+        return dot_chart(
+            x, panels=panels, rows=labels, groups=[str(f) for f in formats], tips=tips | more
+        )
 
-    def caption(metric: str, found: Sequence[Any]) -> str:
+    def caption(metric: str, found: Sequence[Interval]) -> str:
         held = [
             (i.estimate, f"{r['label']}, {r['group']}")
             for i, r in zip(found, rows, strict=True) if math.isfinite(i.estimate)
@@ -53,10 +65,17 @@ def format_figures(samples: Sequence[Sample], names: Names) -> list[Figure]:
 
     shown = {"label": "candidate", "group": "format", "panel": "where", "seeds": "seeds"}
     title = "Error by format" if len(formats) > 1 else "Error of each candidate"
-    return [Figure("error-by-format", title, rows, metric_views(samples, points, chart, caption), shown)]
+    views = metric_views(samples, points, chart, caption)
+    return [Figure("error-by-format", title, rows, views, shown)]
 
 
-def reference(points: Sequence[Point], names: Names) -> tuple[list[Point], str]:
+def _size(point: Point, output: str, metric: str) -> float:
+    """For sorting: the largest first, what is not a number last."""
+    value = point.estimate(output, metric).estimate
+    return math.inf if math.isnan(value) else -value
+
+
+def reference(points: Sequence[Point]) -> tuple[list[Point], str]:
     """The points at one value of each numeric axis, chosen to keep formats and candidates.
 
     A None stands beside any value: it is a candidate without that axis, or its default.

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from roundoff.metrics.intervals import Interval
 from roundoff.report.charts import line_chart
 from roundoff.report.figure import (
-    Figure, Names, Scale, View, linear_scale, log_scale, metric_title, order, places, show,
+    Figure,
+    Names,
+    Scale,
+    Spec,
+    linear_scale,
+    log_scale,
+    order,
+    places,
+    show,
     show_value,
-)  # fmt: skip
+)
 from roundoff.report.rows import (
-    CELL_AXES, Point, Sample, Value, is_signed, metrics_of, number, numeric_axes, outputs_of,
-    points_of, varied_axes,
-)  # fmt: skip
+    CELL_AXES,
+    Point,
+    Sample,
+    Value,
+    is_signed,
+    number,
+    numeric_axes,
+    points_of,
+    varied_axes,
+)
+from roundoff.report.views import metric_views, missing, sections
 
-__all__ = ["FIGURE_METRICS", "line_figures", "metric_views", "missing", "sections"]
+__all__ = ["line_figures"]
 
-FIGURE_METRICS = ("rel_l2", "rmse", "max_abs_err", "ulp_p99", "gain")
 LEAST_VALUES = 3
 MOST_PANELS = 12
-MOST_OUTPUTS = 4
 MOST_CANDIDATES = 14
 
 
@@ -45,16 +59,6 @@ class Along:
     series: Sequence[Series]
     panels: Sequence[str]
     left_out: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-
-
-def sections(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples apart by format, device and the like: what belongs into different figures."""
-    axes = [name for name in varied_axes(samples) if name in CELL_AXES]
-    groups: dict[str, list[Sample]] = {}
-    for sample in samples:
-        groups.setdefault(places(sample.place, axes), []).append(sample)
-    return groups
 
 
 def line_figures(samples: Sequence[Sample], names: Names) -> list[Figure]:
@@ -141,17 +145,18 @@ def _figure(along: Along, samples: Sequence[Sample], names: Names) -> Figure:
          "panel": s.panel, "x": p.place[along.axis], "seeds": len(p.samples)}
         for s, p in points
     ]  # fmt: skip
-    x = _x_scale(along.axis, [float(r["x"]) for r in rows])
+    x = _x_scale(along.axis, [number(p.place[along.axis]) or 0.0 for _, p in points])
     present = names.present(rows)
 
-    def chart(y: Scale) -> dict[str, Any]:
+    def chart(y: Scale) -> Spec:
         return line_chart(x, y, names=names, present=present, panels=along.panels)
 
     where = f", {along.section}" if along.section else ""
-    views = metric_views(
-        samples, [p for _, p in points], chart,
-        lambda metric, found: _caption(along, rows, metric, found, hidden=_hidden(along, kept)),
-    )  # fmt: skip
+
+    def caption(metric: str, found: Sequence[Interval]) -> str:
+        return _caption(along, rows, metric, found, hidden=_hidden(along, kept))
+
+    views = metric_views(samples, [p for _, p in points], chart, caption)
     shown = {"candidate": "candidate", "panel": "where", "x": along.axis, "seeds": "seeds"}
     title = f"Error against {along.axis}{where}"
     return Figure(f"error-by-{along.axis}-{along.section}", title, rows, views, shown)
@@ -180,53 +185,6 @@ def _x_scale(axis: str, values: Sequence[float]) -> Scale:
     return linear_scale(axis, marks)
 
 
-def metric_views(
-    samples: Sequence[Sample], points: Sequence[Point], chart: Any, caption: Any
-) -> list[View]:
-    """One view for each output and metric, logarithmic unless the metric has a sign."""
-    views: list[View] = []
-    for output in outputs_of(samples)[:MOST_OUTPUTS]:
-        for metric in metrics_of(samples, output, FIGURE_METRICS):
-            found = [p.estimate(output, metric) for p in points]
-            values = [_drawn(i, signed=is_signed(metric)) for i in found]
-            if all(v[0] is None for v in values):
-                continue
-            scale = _y_scale(metric_title(output, metric), metric, values)
-            spec = chart(scale)
-            label = f"{output} {metric}"
-            words = caption(label, found)
-            views.append(View(label, spec, ("value", "low", "high"), values, words))
-    return views
-
-
-def _drawn(interval: Interval, *, signed: bool) -> list[float | None]:
-    """Value and bounds as they can be drawn; a bound of 0 or infinity is no bound."""
-    value = _rounded(interval.estimate)
-    if value is None or (value <= 0 and not signed):
-        return [None, None, None]
-    low, high = _rounded(interval.low), _rounded(interval.high)
-    if low is None or high is None or (low <= 0 and not signed):
-        return [value, None, None]
-    return [value, low, high]
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _y_scale(title: str, metric: str, values: Sequence[Sequence[float | None]]) -> Scale:
-    """The axis spans the estimates, and their bounds as far as these are near."""
-    held = [v[0] for v in values if v[0] is not None]
-    if is_signed(metric):
-        bounds = [b for v in values for b in v[1:] if b is not None]
-        reach = 3 * max((abs(v) for v in held), default=1.0)
-        return linear_scale(title, held + [b for b in bounds if abs(b) <= reach], include=0.0)
-    near = [
-        b for v in values for b in v[1:] if b is not None and v[0] and 1 / 4 < b / v[0] < 4
-    ]  # fmt: skip
-    return log_scale(title, held + near)
-
-
 def _caption(
     along: Along, rows: Sequence[Mapping[str, Any]], metric: str, found: Sequence[Interval],
     *, hidden: str,
@@ -245,24 +203,22 @@ def _caption(
 def _moves(
     axis: str, ends: Mapping[tuple[str, str], tuple[tuple[float, float], ...]], metric: str
 ) -> str:
-    positive = {k: e for k, e in ends.items() if e[0][1] > 0 and e[1][1] > 0}
-    if is_signed(metric.rpartition(" ")[2]) or not positive:
+    """By which factors the lines that span the whole axis move, with the two extremes."""
+    spans = {(e[0][0], e[1][0]) for e in ends.values()}
+    if is_signed(metric.rpartition(" ")[2]) or not spans:
         return ""
-    ranked = sorted(positive, key=lambda k: positive[k][1][1] / positive[k][0][1])
-    words: list[str] = []
-    for verb, key in (("Most", ranked[-1]), ("least", ranked[0])):
-        (x0, y0), (x1, y1) = positive[key]
-        where = f" ({key[1]})" if key[1] else ""
-        words.append(
-            f"{verb} upwards: {key[0]}{where}, x{show(y1 / y0)} from {axis} "
-            f"{show_value(x0)} to {show_value(x1)} ({show(y0)} to {show(y1)})"
-        )
-    return "; ".join(words[: 1 if ranked[0] == ranked[-1] else 2]) + "."
+    start, end = max(spans, key=lambda span: span[1] - span[0])
+    full = {k: e for k, e in ends.items() if (e[0][0], e[1][0]) == (start, end) and e[0][1] > 0}
+    if not full:
+        return ""
+    ranked = sorted(full, key=lambda k: full[k][1][1] / full[k][0][1])
 
+    def spell(key: tuple[str, str]) -> str:
+        (_, y0), (_, y1) = full[key]
+        where = f"{key[0]}{', ' + key[1] if key[1] else ''}"
+        return f"{show(y1 / y0)} ({where}: {show(y0)} to {show(y1)})"
 
-def missing(found: Sequence[Interval]) -> str:
-    """How many points cannot stand on the axis, in words."""
-    wrong = sum(not math.isfinite(i.estimate) for i in found)
-    zero = sum(i.estimate == 0 for i in found)
-    words = [f"{wrong} points are NaN or infinite"] * bool(wrong) + [f"{zero} are 0"] * bool(zero)
-    return f" Not drawn: {' and '.join(words)}." if words else ""
+    head = f"From {axis} {show_value(start)} to {show_value(end)} it changes by a factor"
+    if len(ranked) == 1:
+        return f"{head} of {spell(ranked[0])}."
+    return f"{head} between {spell(ranked[0])} and {spell(ranked[-1])}."

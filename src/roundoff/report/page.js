@@ -24,7 +24,10 @@ function laidOut(view, width) {
   const each = Math.floor((room - (columns - 1) * GAP) / columns);
   const inner = spec.facet ? spec.spec : spec;
   inner.width = Math.max(120, Math.min(each, panels > 1 ? 520 : 760));
-  if (spec.facet) spec.columns = columns;
+  if (spec.facet) {
+    spec.columns = columns;
+    spec.facet.header.labelLimit = inner.width;
+  }
   return spec;
 }
 

@@ -9,10 +9,17 @@ from typing import Any
 from roundoff.metrics.intervals import Interval
 from roundoff.report.charts import ratio_chart
 from roundoff.report.figure import Figure, Names, View, order, places, show, show_value
-from roundoff.report.lines import sections
 from roundoff.report.rows import (
-    CELL_AXES, Point, Sample, number, numeric_axes, outputs_of, points_of, varied_axes,
+    CELL_AXES,
+    Point,
+    Sample,
+    number,
+    numeric_axes,
+    outputs_of,
+    points_of,
+    varied_axes,
 )  # fmt: skip
+from roundoff.report.views import sections
 
 __all__ = ["main_axis", "ratio_figures"]
 
@@ -113,7 +120,8 @@ def _finite(interval: Interval) -> bool:
 def _cell(interval: Interval) -> list[float | None]:
     if not _finite(interval):
         return [None, None, None, None]
-    bounds = [float(f"{b:.4g}") if 0 < b < math.inf else None for b in (interval.low, interval.high)]
+    ends = (interval.low, interval.high)
+    bounds = [float(f"{b:.4g}") if 0 < b < math.inf else None for b in ends]
     return [float(f"{interval.estimate:.4g}"), *bounds, round(math.log2(interval.estimate), 3)]
 
 

@@ -155,9 +155,7 @@ def outputs_of(samples: Iterable[Sample]) -> list[str]:
     return list(dict.fromkeys(name for sample in samples for name in sample.outputs))
 
 
-def metrics_of(
-    samples: Iterable[Sample], output: str, wanted: Sequence[str]
-) -> list[str]:
+def metrics_of(samples: Iterable[Sample], output: str, wanted: Sequence[str]) -> list[str]:
     """Which of the wanted metrics were measured; if none was, the first five that were."""
     found: dict[str, None] = {}
     for sample in samples:
@@ -185,5 +183,3 @@ def estimate(values: Sequence[float], *, signed: bool) -> Interval:
 
 def _any_nan(values: Iterable[float]) -> bool:
     return any(map(math.isnan, values))
-
-

@@ -1,4 +1,4 @@
-"""The tables of a report, as text: results, matches, timings, what failed, environments, metrics."""
+"""The tables of a report, as text: results, matches, timings, failures, environments, metrics."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_ROWS = 400
+LONGEST = 400
+"""Characters of a cell: a stored error can be a whole compiler's log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Columns and rows of text; `numeric` columns are aligned right; `left_out` rows are missing."""
+    """Columns and rows of text; `numeric` columns stand right, `left_out` counts missing rows."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -43,7 +45,8 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return show(value)
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -89,7 +92,7 @@ def _middle(point: Point, part: str, output: str, metric: str) -> float | None:
     return median(held) if held else None
 
 
-def match_table(samples: Sequence[Sample], names: Names) -> Table:
+def match_table(samples: Sequence[Sample]) -> Table:
     """Recipes beside kernels of the same name: match, null and lift, the worst place last."""
     rows: list[list[object]] = []
     for point in points_of(samples, with_baseline=True):
@@ -101,7 +104,8 @@ def match_table(samples: Sequence[Sample], names: Names) -> Table:
             rows.append([point.candidate, point.baseline, output, places(point.place, axes),
                          *parts, len(point.samples)])  # fmt: skip
     rows.sort(key=lambda r: -cast("float", r[4] or 0.0))
-    return _table(["candidate", "baseline", "output", "where", "match", "null", "lift", "seeds"], rows)
+    columns = ["candidate", "baseline", "output", "where", "match", "null", "lift", "seeds"]
+    return _table(columns, rows)
 
 
 def _bare(name: str) -> str:
@@ -111,7 +115,8 @@ def _bare(name: str) -> str:
 def timing_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     """What timing cells measured."""
     held = [r for r in rows if r.get("status") == "ok" and r.get("timing")]
-    names = list(dict.fromkeys(k for r in held for k, v in r["timing"].items() if number(v) is not None))
+    pairs = ((k, v) for r in held for k, v in r["timing"].items())
+    names = list(dict.fromkeys(k for k, v in pairs if number(v) is not None))
     return _table(
         ["candidate", "baseline", "cell", *names],
         ([*_who(r), *(number(r["timing"].get(n)) for n in names)] for r in held),
@@ -126,10 +131,8 @@ def failure_table(rows: Iterable[Mapping[str, Any]]) -> Table:
             candidate, _, cell = _who(row)
             key = (str(row.get("status")), candidate, str(row.get("error") or "no reason stored"))
             counts.setdefault(key, []).append(cell)
-    return _table(
-        ["status", "candidate", "reason", "cells", "first cell"],
-        ([status, name, why, len(cells), cells[0]] for (status, name, why), cells in counts.items()),
-    )
+    lines = ([*key, len(cells), cells[0]] for key, cells in counts.items())
+    return _table(["status", "candidate", "reason", "cells", "first cell"], lines)
 
 
 def _who(row: Mapping[str, Any]) -> list[str]:
@@ -141,7 +144,9 @@ def _who(row: Mapping[str, Any]) -> list[str]:
     return [str(cell.get("candidate", "?")), str(cell.get("baseline", "")), places(place, shown)]
 
 
-def environment_table(documents: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> Table:
+def environment_table(
+    documents: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]
+) -> Table:
     """One column an environment: what the numbers depend on besides their cells."""
     flat = {digest: dict(_leaves(document, "")) for digest, document in documents.items()}
     keys = list(dict.fromkeys(k for leaves in flat.values() for k in leaves))
