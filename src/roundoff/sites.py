@@ -82,12 +82,14 @@ class Accumulator:
     - `library`: as torch's routine for the carrying dtype does it on this machine;
     - `reversed`: the same on the terms from last to first;
     - `fused`: products only; the same, starting from the running value, not from zero;
-    - `native`: products only; torch's own routine for tensors of `format` (a 16-bit GEMM);
+    - `native`: products only; torch's own routine for tensors of `format` (a 16-bit GEMM),
+      or `library` where another choice has left the operands wider than that;
     - `lanes`: rows only; `lanes` partial sums side by side, then halves onto halves, then
       the tail one by one;
     - `vector`: rows only; the same, but the tail goes to the first lanes before these are
       added up, and a row with fewer terms than lanes is summed one by one;
-    - `softmax`: attention's rows only; whatever `torch.softmax` does.
+    - `softmax`: attention's rows only; whatever `torch.softmax` does (`library` where another
+      choice has taken its exponential away).
     """
 
     format: Element = OPMATH

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roundoff.errors import UnsupportedError
-from roundoff.formats import FORMATS, Format, round_to, to_dtype
+from roundoff.formats import FORMATS, Format, round_to
 from roundoff.sites import Accumulator, Element, Quantizer
 
 __all__ = [
@@ -162,7 +162,7 @@ def _product(a: Tensor, b: Tensor, total: Accumulator) -> Tensor:
                 f"torch has no matrix product of {format.name} tensors here; "
                 'choose another order than "native", or a storage format of bf16 or fp16'
             )
-        return (to_dtype(a, format) @ to_dtype(b, format)).to(a.dtype)
+        return (a.to(format.dtype) @ b.to(format.dtype)).to(a.dtype)
     if total.order == "reversed":
         a, b = a.flip(-1), b.flip(-2)
     return put(a @ b, format, mode=total.rounding)

@@ -6,17 +6,20 @@ Float32 tensors on the CPU take the twins of `_numba.py`, which give the same bi
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from roundoff.registry import Registry
+from roundoff.registry import Registry, is_installed
 from roundoff.sites import Exponential
 
-__all__ = ["EXPONENTIALS", "LOG2_E", "Approximation", "exponential", "fma"]
+__all__ = ["EXPONENTIALS", "LOG2_E", "Approximation", "exponential", "fma", "fma_rows"]
 
 LOG2_E = 1.4426950408889634
 LARGEST, SMALLEST = 88.72283172607422, -87.33654022216797  # ln of the largest and smallest normal
@@ -119,7 +122,7 @@ def _sleef_u10(x: Tensor) -> Tensor:
 
 for _row in (
     Approximation("exact", "torch's exp, within an ulp", 2**-23, torch.exp),
-    Approximation("fexp_u20", "ATen's cubic for 16-bit inputs", 1.2e-4, _fexp_u20),
+    Approximation("fexp_u20", "ATen's cubic for 16-bit inputs", 1.3e-4, _fexp_u20),
     Approximation("exp_u20", "ATen's polynomial for 32-bit inputs", 20 * 2**-23, _exp_u20),
     Approximation("sleef_u10", "SLEEF's exp, as ATen's vectors use it", 2**-23, _sleef_u10),
 ):
@@ -142,4 +145,24 @@ def exponential(x: Tensor, how: Exponential) -> Tensor:
 
 
 def _compute(name: str, x: Tensor) -> Tensor:
-    return EXPONENTIALS[name].compute(x.float()).to(x.dtype)
+    single = x.float()
+    twins = _twins() if _is_plain(single) else None
+    compute = EXPONENTIALS[name].compute if twins is None else twins.TWINS[name]
+    return compute(single).to(x.dtype)
+
+
+def fma_rows(a: Tensor, b: float, c: Tensor) -> Tensor:
+    """a * b + c with one rounding, for `a` [..., K], a number and `c` [..., 1]."""
+    twins = _twins() if a.dtype == torch.float32 and _is_plain(a) and _is_plain(c) else None
+    return fma(a, b, c) if twins is None else twins.fma_rows(a, b, c)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether Numba can read `x`: memory of the CPU, no subclass and no compiler's stand-in."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+@cache
+def _twins() -> Any:
+    """The module of fast twins; None without Numba, which `roundoff.formats` reports."""
+    return importlib.import_module("roundoff.operators._numba") if is_installed("numba") else None

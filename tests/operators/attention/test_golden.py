@@ -21,6 +21,9 @@ def naive(call):
     """Attention by loops over Python floats; math.fsum adds exactly."""
     groups = call.q.shape[1] // call.k.shape[1]
     seen = call.mask.dense(call.lengths, torch.device("cpu"))
+    added = torch.zeros(1, *call.lengths) if seen is None else seen.reshape(-1, *call.lengths)
+    if added.dtype == torch.bool:
+        added = torch.zeros(added.shape).masked_fill(~added, -math.inf)
     out = torch.zeros(*call.q.shape[:2], len(call.rows), call.v.shape[-1], dtype=torch.float64)
     lse = torch.full(out.shape[:-1], -math.inf, dtype=torch.float64)
     for b, h, i in itertools.product(*map(range, out.shape[:3])):
@@ -28,15 +31,7 @@ def naive(call):
         q = call.q[b, h, row].tolist()
         logits, values = [], []
         for j in range(call.k.shape[2]):
-            extra = 0.0
-            if seen is not None:
-                cell = seen[..., row, j].flatten()[
-                    h if seen.dim() == 4 and seen.shape[1] > 1 else 0
-                ]
-                if cell.dtype == torch.bool:
-                    extra = 0.0 if cell else -math.inf
-                else:
-                    extra = float(cell)
+            extra = added[min(h, added.shape[0] - 1), row, j].item()
             if extra == -math.inf:
                 continue
             key = call.k[b, h // groups, j].tolist()
@@ -55,21 +50,21 @@ def naive(call):
     return out, lse
 
 
-CASES = [dict(mask=m) for m in MASKS] + [
-    dict(heads=4, kv_heads=2),
-    dict(heads=2, kv_heads=1, mask="causal"),
-    dict(n=9, m=31, mask="causal"),
-    dict(n=31, m=9, mask="causal-lower-right"),
-    dict(n=9, m=31, mask="window:4"),
-    dict(d=5, dv=7),
-    dict(scale=1.0),
-    dict(scale=-0.3),
-    dict(scale=0.0),
-    dict(spread=3.0),
-    dict(format="fp64"),
-    dict(batch=2, n=6),
-    dict(n=1, m=1),
-    dict(rows=[3, 17]),
+CASES = [{"mask": m} for m in MASKS] + [
+    {"heads": 4, "kv_heads": 2},
+    {"heads": 2, "kv_heads": 1, "mask": "causal"},
+    {"n": 9, "m": 31, "mask": "causal"},
+    {"n": 31, "m": 9, "mask": "causal-lower-right"},
+    {"n": 9, "m": 31, "mask": "window:4"},
+    {"d": 5, "dv": 7},
+    {"scale": 1.0},
+    {"scale": -0.3},
+    {"scale": 0.0},
+    {"spread": 3.0},
+    {"format": "fp64"},
+    {"batch": 2, "n": 6},
+    {"n": 1, "m": 1},
+    {"rows": [3, 17]},
 ]
 
 

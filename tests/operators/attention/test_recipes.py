@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention
 
 from roundoff.formats import FORMATS, Format
 from roundoff.operators.attention.catalogue import RECIPES
@@ -18,18 +18,18 @@ from roundoff.sites import Accumulator, Quantizer, reordered
 BF16 = FORMATS["bf16"]
 MASKS = ["none", "causal", "causal-lower-right", "window:5", "boolean", "additive"]
 SHAPES = [
-    dict(heads=4, kv_heads=2),
-    dict(heads=3, kv_heads=1, mask="causal"),
-    dict(n=5, m=40, mask="causal"),
-    dict(n=40, m=5, mask="causal-lower-right"),
-    dict(d=8, dv=24),
-    dict(batch=2, n=7),
-    dict(n=1),
-    dict(n=1, m=40),
-    dict(scale=0.7),
-    dict(spread=2.0, mask="causal"),
+    {"heads": 4, "kv_heads": 2},
+    {"heads": 3, "kv_heads": 1, "mask": "causal"},
+    {"n": 5, "m": 40, "mask": "causal"},
+    {"n": 40, "m": 5, "mask": "causal-lower-right"},
+    {"d": 8, "dv": 24},
+    {"batch": 2, "n": 7},
+    {"n": 1},
+    {"n": 1, "m": 40},
+    {"scale": 0.7},
+    {"spread": 2.0, "mask": "causal"},
 ]
-PER_CASE = [dict(mask=m) for m in MASKS] + SHAPES
+PER_CASE = [{"mask": m} for m in MASKS] + SHAPES
 
 
 def by_tile(recipe, keys, **more):
@@ -71,7 +71,8 @@ def bound(recipe, call, storage):
     keys = call.k.shape[-2]
     tiles = keys / 12
     lost = keys * max(f.smallest_subnormal for f in formats)
-    return math.expm1(min(20.0, u * (8 * s.item() + 10 + 4 * tiles)) + 2 * EXPONENTIALS[name].relative_error) + lost  # fmt: skip
+    rounded = min(20.0, u * (8 * s.item() + 10 + 4 * tiles))
+    return math.expm1(rounded + 2 * EXPONENTIALS[name].relative_error) + lost
 
 
 def shared(call):
@@ -102,7 +103,11 @@ def test_close_to_golden_within_what_its_formats_allow(name, case, make_call):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_exact_choices_everywhere_give_golden(name, make_call):
-    for case in (dict(), dict(mask="causal", heads=4, kv_heads=2), dict(mask="additive"), dict(spread=3.0)):  # fmt: skip
+    for case in (
+        {"spread": 3.0},
+        {"mask": "causal", "heads": 4, "kv_heads": 2},
+        {"mask": "additive"},
+    ):
         call = make_call(**case)
         recipe = exact_everywhere(by_tile(RECIPES[name], 12))
         result = attend(recipe, call, BF16)
@@ -112,6 +117,20 @@ def test_exact_choices_everywhere_give_golden(name, make_call):
         hidden = reference == -math.inf
         assert torch.equal(result.lse == -math.inf, hidden)
         assert ((result.lse - reference)[~hidden].abs() <= 1e-12).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_alternative_of_every_site_runs(name, make_call):
+    """Attribution exchanges one site at a time, in either direction."""
+    call = make_call(n=20, mask="additive", heads=1)
+    recipe = by_tile(RECIPES[name], 12)
+    exact = exact_everywhere(recipe)
+    for site in recipe.sites():
+        assert deviation(call, attend(exact.choose({site.name: site.choice}), call, BF16)) < 1
+        for choice in site.alternatives:
+            other = recipe.choose({site.name: choice})
+            result = attend(other, call, BF16)
+            assert deviation(call, result) <= bound(other, call, BF16), (site.name, choice)
 
 
 @pytest.mark.parametrize("mask", ["boolean", "additive"])
@@ -205,7 +224,8 @@ def test_every_storage_format_is_carried(name, storage, make_call):
     call = make_call(n=20, format=storage, mask="causal")
     recipe = by_tile(RECIPES[name], 12)
     result = attend(recipe, call, FORMATS[storage])
-    assert result.out.dtype == (torch.float64 if storage == "fp64" or "fp64" in name else torch.float32)  # fmt: skip
+    wide = storage == "fp64" or "fp64" in name
+    assert result.out.dtype == (torch.float64 if wide else torch.float32)
     assert deviation(call, result) <= bound(recipe, call, FORMATS[storage])
 
 
@@ -213,5 +233,5 @@ def test_every_storage_format_is_carried(name, storage, make_call):
 def test_recipes_of_float64_kernels_compute_in_float64(name, make_call):
     call = make_call(n=30, format="fp64", mask="causal")
     result = attend(RECIPES[name], call, FORMATS["fp64"])
-    theirs = F.scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True)
+    theirs = scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True)
     assert (result.out - theirs).abs().max() < 1e-14

@@ -209,4 +209,22 @@ class Recipe(Sited):
     def resolved(self, storage: Format, *, head_dim: int, causal: bool) -> Recipe:
         """The recipe for one call: storage format and tile put in."""
         tile = self.tile.tile(head_dim, causal) if isinstance(self.tile, TileRule) else self.tile
-        return resolve(replace(self, tile=tile), storage)
+        recipe = resolve(replace(self, tile=tile), storage)
+        q = storage if recipe.prescale.operands == "none" else recipe.prescale.format
+        qk = _possible(recipe.qk, q, recipe.operands.q)
+        pv = _possible(recipe.pv, recipe.probabilities, recipe.operands.v)
+        return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe))
+
+
+def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accumulator:
+    """`total`, with torch's order where its operands do not fit a native product any more."""
+    fits = all(x is None or x == total.format for x in operands)
+    return total if total.order != "native" or fits else replace(total, order="library")
+
+
+def _possible_sum(recipe: Recipe) -> RowSum:
+    """The row sum, with torch's order where torch.softmax could not take the exponential."""
+    total = recipe.row_sum.accumulator
+    if total.order != "softmax" or recipe.exponential.approximation == "exact":
+        return recipe.row_sum
+    return replace(recipe.row_sum, accumulator=replace(total, order="library"))

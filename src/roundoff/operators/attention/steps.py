@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roundoff.formats import Format, to_dtype
+from roundoff.formats import Format
 from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.recipe import Recipe
-from roundoff.operators.exponentials import LOG2_E, exponential, fma
+from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows
 from roundoff.sites import Quantizer
 
 __all__ = [
@@ -120,7 +120,7 @@ def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:
     if block.recipe.logits.scale == "fma":
         # The factor as the kernel holds it: in the carrier, not in Python's float64.
         c = torch.tensor(unit * LOG2_E if how.base == "2" else unit, dtype=s.dtype).item()
-        x = fma(s, c, -(shift * c))
+        x = fma_rows(s, c, -(shift * c))
     else:
         x = s - shift
         x = x * LOG2_E if how.base == "2" else x
@@ -151,7 +151,7 @@ def _as_torch_stores_it(block: Block, s: Tensor) -> Tensor:
     )
     if wide is None or wide.dtype is None:
         return s
-    return to_dtype(s, wide)
+    return s.to(wide.dtype)
 
 
 def divided(block: Block, x: Tensor, total: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""The fast CPU twins of `exponentials.py`: one pass, the same bits.
+
+Float32 in and out. An FMA goes through float64 as in the torch version, so that both round
+the same way. One thread: the matrix products beside it take the others.
+"""
+# Types in here are Numba's, which has no stubs.
+# pyright: reportUntypedFunctionDecorator=false, reportMissingParameterType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["TWINS", "fma_rows"]
+
+_F = np.float32
+_D = np.float64
+LOG2_E, LN_2 = _F(1.4426950408889634), _D(_F(math.log(2)))
+LARGEST, SMALLEST = _F(88.72283172607422), _F(-87.33654022216797)
+ZERO, INFINITY, LOWEST = _F(0), _F(np.inf), _F(-104)
+HALF, ONE, TWO = _F(0.5), _F(1), _F(2)
+LN_2_HIGH, LN_2_LOW = _D(0.693145751953125), _D(_F(1.428606765330187045e-06))
+
+
+def _coefficients(*values: float) -> tuple[Any, ...]:
+    return tuple(_D(_F(value)) for value in values)
+
+
+CUBIC = _coefficients(
+    -0.079204240219773236, -0.22433836478672356, 0.30354260500649682, 0.00010703434948458272
+)
+QUINTIC = _coefficients(0.00828929059, 0.0418978221, 0.166676521, 0.499991506, 0.999999701, 1.0)
+SEXTIC = _coefficients(
+    0.000198527617612853646278381,
+    0.00139304355252534151077271,
+    0.00833336077630519866943359,
+    0.0416664853692054748535156,
+    0.166666671633720397949219,
+    0.5,
+)
+
+
+@numba.njit(nogil=True)
+def _fma(a, b, c):
+    return _F(_D(a) * _D(b) + _D(c))
+
+
+@numba.njit(nogil=True)
+def _power(n):
+    return np.int32(np.int32(np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@numba.njit(nogil=True)
+def _fexp_u20(x):
+    s = ZERO if math.isnan(x) else min(max(x, SMALLEST), LARGEST)
+    y = _F(s * LOG2_E)
+    f = _F(y - np.floor(y))
+    r = _F(CUBIC[0])
+    r = _fma(r, f, CUBIC[1])
+    r = _fma(r, f, CUBIC[2])
+    r = _fma(r, f, CUBIC[3])
+    value = np.int32(_fma(_F(y - r), _D(8388608.0), _D(1065353216.0))).view(np.float32)
+    value = ZERO if x < SMALLEST else value
+    value = INFINITY if x > LARGEST else value
+    return x if math.isnan(x) else value
+
+
+@numba.njit(nogil=True)
+def _exp_u20(x):
+    s = ZERO if math.isnan(x) else min(max(x, SMALLEST), LARGEST)
+    n = np.floor(_fma(s, LOG2_E, HALF))
+    r = _fma(n, -LN_2, s)
+    p = _F(QUINTIC[0])
+    p = _fma(p, r, QUINTIC[1])
+    p = _fma(p, r, QUINTIC[2])
+    p = _fma(p, r, QUINTIC[3])
+    p = _fma(p, r, QUINTIC[4])
+    p = _fma(p, r, QUINTIC[5])
+    value = _F(_F(p * _power(n - ONE)) * TWO)
+    value = ZERO if x < SMALLEST else value
+    value = INFINITY if x > LARGEST else value
+    return x if math.isnan(x) else value
+
+
+@numba.njit(nogil=True)
+def _sleef_u10(x):
+    s = ZERO if math.isnan(x) else min(max(x, LOWEST), LARGEST)
+    n = np.rint(_F(s * LOG2_E))
+    r = _fma(n, -LN_2_LOW, _fma(n, -LN_2_HIGH, s))
+    u = _F(SEXTIC[0])
+    u = _fma(u, r, SEXTIC[1])
+    u = _fma(u, r, SEXTIC[2])
+    u = _fma(u, r, SEXTIC[3])
+    u = _fma(u, r, SEXTIC[4])
+    u = _fma(u, r, SEXTIC[5])
+    u = _F(_fma(_F(r * r), u, r) + ONE)
+    half = np.floor(_F(n * HALF))
+    value = _F(_F(u * _power(half)) * _power(_F(n - half)))
+    value = ZERO if x < LOWEST else value
+    value = INFINITY if x > LARGEST else value
+    return x if math.isnan(x) else value
+
+
+def _compiled(function: Callable[..., None]) -> Any:
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder to write the cache to: compile in every process
+        return numba.njit(nogil=True)(function)
+
+
+@_compiled
+def _fexp_u20_into(x, out):
+    for i in range(x.size):
+        out[i] = _fexp_u20(x[i])
+
+
+@_compiled
+def _exp_u20_into(x, out):
+    for i in range(x.size):
+        out[i] = _exp_u20(x[i])
+
+
+@_compiled
+def _sleef_u10_into(x, out):
+    for i in range(x.size):
+        out[i] = _sleef_u10(x[i])
+
+
+@_compiled
+def _fma_rows_into(a, b, c, out):
+    for i in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            out[i, j] = _fma(a[i, j], b, c[i])
+
+
+def _elementwise(into: Any) -> Callable[[Tensor], Tensor]:
+    def compute(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        into(x.numpy().reshape(-1), out.numpy().reshape(-1))
+        return out
+
+    return compute
+
+
+TWINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "fexp_u20": _elementwise(_fexp_u20_into),
+    "exp_u20": _elementwise(_exp_u20_into),
+    "sleef_u10": _elementwise(_sleef_u10_into),
+}
+
+
+def fma_rows(a: Tensor, b: float, c: Tensor) -> Tensor:
+    """a * b + c with one rounding: `a` [..., K], `c` [..., 1] in float32."""
+    a, c = a.contiguous(), c.contiguous()
+    out = torch.empty_like(a)
+    shape = (c.numel(), a.shape[-1])
+    _fma_rows_into(a.numpy().reshape(shape), b, c.numpy().reshape(-1), out.numpy().reshape(shape))
+    return out

@@ -1,0 +1,151 @@
+"""Exponentials: both twins bit for bit, their stated error, and what torch's kernels compute."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from roundoff.operators import exponentials
+from roundoff.operators.exponentials import EXPONENTIALS, exponential, fma, fma_rows
+from roundoff.sites import Exponential
+
+POLYNOMIALS = [name for name in EXPONENTIALS if name != "exact"]
+SPECIAL = torch.tensor(
+    [0.0, -0.0, math.inf, -math.inf, math.nan, 88.72283, 88.7229, -87.33654, -87.3366, -104.0,
+     -104.1, -1e30, 1e30, 1e-45, -1e-45, 3.4e38, -3.4e38]
+)  # fmt: skip
+
+
+def numbers():
+    """Every exponent and both signs, and a dense stretch where softmax lives."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (200_000,), generator=generator, dtype=torch.int64)
+    anywhere = bits.to(torch.int32).view(torch.float32)
+    return torch.cat([anywhere, torch.linspace(-110, 90, 200_001), SPECIAL])
+
+
+def same_bits(a, b):
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))
+
+
+@pytest.mark.parametrize("name", POLYNOMIALS)
+def test_both_twins_give_the_same_bits(name):
+    numba = pytest.importorskip("numba", reason="the fast twin needs numba")
+    del numba
+    from roundoff.operators._numba import TWINS
+
+    x = numbers()
+    assert same_bits(EXPONENTIALS[name].compute(x), TWINS[name](x))
+
+
+def test_both_twins_of_fma_give_the_same_bits():
+    pytest.importorskip("numba", reason="the fast twin needs numba")
+    from roundoff.operators._numba import fma_rows as fast
+
+    a = numbers()[:300_000].view(300, 1000)
+    c = torch.randn(300, 1)
+    c[:2, 0] = torch.tensor([math.inf, math.nan])
+    slow = fma(a, 0.18033688, c)
+    quick = fast(a, 0.18033688, c)
+    assert torch.equal(slow.isnan(), quick.isnan())
+    assert same_bits(slow.nan_to_num(7.0), quick.nan_to_num(7.0))
+
+
+def test_the_engine_takes_the_fast_twin(monkeypatch):
+    pytest.importorskip("numba", reason="the fast twin needs numba")
+    x = torch.randn(4, 5)
+    fast = exponential(x, Exponential(approximation="exp_u20"))
+    asked = []
+    monkeypatch.setattr(exponentials, "_twins", lambda: asked.append(1))
+    slow = exponential(x, Exponential(approximation="exp_u20"))
+    assert asked
+    assert same_bits(fast, slow)
+    assert same_bits(fma_rows(x, 2.0, x[:, :1]), fma(x, 2.0, x[:, :1]))
+
+
+@pytest.mark.parametrize("name", EXPONENTIALS)
+def test_errors_are_as_stated(name):
+    x = torch.linspace(-86.6, 88.7, 1_000_001)  # below, exp_u20 gives 0
+    y = exponential(x, Exponential(approximation=name)).double()
+    exact = x.double().exp()
+    assert ((y - exact).abs() / exact).max() <= EXPONENTIALS[name].relative_error
+
+
+@pytest.mark.parametrize("base", ["e", "2"])
+@pytest.mark.parametrize("name", EXPONENTIALS)
+def test_special_values(name, base):
+    x = torch.tensor([-math.inf, math.inf, math.nan, -1e30, 1e30, 0.0])
+    y = exponential(x, Exponential(base, name))
+    assert y[[0, 3]].tolist() == [0.0, 0.0]
+    assert y[[1, 4]].tolist() == [math.inf, math.inf]
+    assert y[2].isnan()
+    assert y[5] == pytest.approx(1.0, rel=1.2e-4)
+
+
+@pytest.mark.parametrize("name", POLYNOMIALS)
+def test_float64_is_rounded_to_float32_for_a_polynomial(name):
+    x = torch.linspace(-20, 0, 1000, dtype=torch.float64)
+    how = Exponential(approximation=name)
+    y = exponential(x, how)
+    assert y.dtype == torch.float64
+    assert torch.equal(y, exponential(x.float(), how).double())
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 48, 50])
+def test_the_tail_is_exact(columns):
+    x = -torch.rand(3, columns) * 5
+    y = exponential(x, Exponential(approximation="fexp_u20", tail=16))
+    whole = columns // 16 * 16
+    assert torch.equal(y[:, whole:], torch.exp(x[:, whole:]))
+    plain = exponential(x, Exponential(approximation="fexp_u20"))
+    assert torch.equal(y[:, :whole], plain[:, :whole])
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the tail is AVX-512's"
+)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fexp_u20", torch.bfloat16), ("exp_u20", torch.float32)]
+)
+def test_torch_computes_these_bits(name, dtype):
+    """CPU flash over two keys with V = (0, 1): l and P can be read off LSE and output.
+
+    Sixteen keys, so that nothing falls to the tail: one at logit 0, fifteen at x. V is 1 for the
+    first key only, so O = 1 / (1 + 15 exp(x)).
+    """
+    logits = -torch.linspace(0.01, 12, 997).to(dtype)
+    rows = len(logits)
+    q = logits.view(1, 1, rows, 1).expand(1, 1, rows, 8).contiguous() * torch.eye(8)[0].to(dtype)
+    k = torch.zeros(1, 1, 16, 8, dtype=dtype)
+    k[:, :, 1:, 0] = 1
+    v = torch.zeros(1, 1, 16, 8, dtype=dtype)
+    v[:, :, 0] = 1
+    _, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, scale=1.0
+    )
+    p = exponential(logits.float(), Exponential(approximation=name)).double()
+    ones = exponential(torch.zeros(1), Exponential(approximation=name)).double()
+    ours = (ones + 15 * p).log()
+    wrong = (1 + 15 * logits.double().exp()).log()
+    off = (lse.flatten().double() - ours).abs().max()
+    assert off < 3e-7
+    if name == "fexp_u20":
+        assert (lse.flatten().double() - wrong).abs().max() > 20 * off
+
+
+def test_fma_rounds_once():
+    a = torch.tensor([1 + 2**-12, 3.0])
+    assert fma(a, a, -torch.tensor([1 + 2**-11, 9.0])).tolist() == [2**-24, 0.0]
+    wide = torch.tensor([3.0], dtype=torch.float64)
+    assert fma(wide, 2.0, 1.0).dtype == torch.float64
+
+
+def test_numba_waits_for_a_polynomial():
+    code = (
+        "import sys, torch; from roundoff.operators.exponentials import exponential;"
+        "from roundoff.sites import Exponential; exponential(torch.ones(2), Exponential());"
+        "assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
