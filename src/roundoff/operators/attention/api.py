@@ -91,8 +91,8 @@ def _call(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k, v = (x.detach().to(wide) for x in qkv)
     rows = torch.arange(q.shape[-2], device=q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return Call(q, k, v, Mask(kind, tensor=mask), scale, rows)
+    factor: float = q.shape[-1] ** -0.5 if scale is None else scale
+    return Call(q, k, v, Mask(kind, tensor=mask), factor, rows)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

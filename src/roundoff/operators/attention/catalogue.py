@@ -153,6 +153,7 @@ add(
     replace(
         RECIPES["paper-bf16"],
         name="paper-bf16-tie-safe",
+        source="arXiv 2510.04212, on our reading of arXiv 2405.02803",
         doc="paper-bf16 with the maximum of arXiv 2510.04212 on rows whose maximum is tied",
         maximum=Maximum("tie-safe", format=FORMATS["bf16"], factor=FORMATS["bf16"]),
     )
