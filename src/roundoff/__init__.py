@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from roundoff.registry import lazily
 
 if TYPE_CHECKING:
     from roundoff.bench.compare import Comparison, compare
@@ -53,13 +55,4 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'roundoff' has no attribute {name!r}")
-    from roundoff.registry import load  # noqa: PLC0415 - keeps this namespace to its public names
-
-    return load(f"roundoff.{_PLACES[name]}:{name}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__ = lazily(__name__, _PLACES, [*__all__, "__version__"])

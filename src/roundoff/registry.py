@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from roundoff.errors import MissingLibraryError, UnknownNameError, UsageError
 
 T = TypeVar("T")
 
-__all__ = ["Registry", "is_installed", "load", "require"]
+__all__ = ["Registry", "is_installed", "lazily", "load", "require"]
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -72,6 +72,22 @@ def load(place: str) -> Any:
     """Import what stands at `"module:attribute"`."""
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def lazily(
+    package: str, places: Mapping[str, str], names: list[str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are imported when first asked for.
+
+    `places` maps a name to the module below `package` that holds it.
+    """
+
+    def get(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return load(f"{package}.{places[name]}:{name}")
+
+    return get, lambda: names
 
 
 def is_installed(library: str) -> bool:

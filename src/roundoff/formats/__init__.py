@@ -5,10 +5,11 @@ Formats are free of torch; `round_to` and its kin import it when they are first 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from roundoff.formats.catalogue import FORMATS, get_format
 from roundoff.formats.format import Format
+from roundoff.registry import lazily
 
 if TYPE_CHECKING:
     from roundoff.formats.rounding import round_to
@@ -32,13 +33,4 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from roundoff.registry import load  # noqa: PLC0415 - keeps this namespace to its public names
-
-    return load(f"{__name__}.{_PLACES[name]}:{name}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _PLACES, __all__)

@@ -6,9 +6,10 @@ everything else imports it when it is first asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from roundoff.metrics.catalogue import METRICS, Metric
+from roundoff.registry import lazily
 
 if TYPE_CHECKING:
     from roundoff.metrics.bias import (
@@ -92,13 +93,4 @@ _ROOMS = {
 _PLACES = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from roundoff.registry import load  # noqa: PLC0415 - keeps this namespace to its public names
-
-    return load(f"{__name__}.{_PLACES[name]}:{name}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazily(__name__, _PLACES, __all__)
