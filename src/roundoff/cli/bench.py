@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from roundoff.bench.plan import Plan, make_plan, read_plan
+from roundoff.cli.deviations import deviations, varied
 from roundoff.cli.running import Running, carry_out
-from roundoff.cli.terminal import command_line, messages, print_json, print_table
+from roundoff.cli.terminal import print_json, print_table, say_again
 from roundoff.errors import UsageError
 from roundoff.operators import OPERATORS
 from roundoff.records import Cell
@@ -96,7 +97,7 @@ def bench_command(
         cells, running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
     )
     _show(run, named, running)
-    messages().print(f"run: {folder}   again: {command_line()}", style="dim")
+    say_again(folder)
     nothing = progress.total and progress.failed + progress.skipped == progress.total
     return 2 if nothing else 0
 
@@ -145,56 +146,9 @@ def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
     done = [row for row in rows if row["status"] == "ok" and "outputs" in row]
     if done:
         title = f"deviation from golden, {len(done)} cells (median over seeds)"
-        print_table(title, *_table(done))
+        print_table(title, *deviations(done))
     timed = [row for row in rows if row["status"] == "ok" and "timing" in row]
     if timed:
         print_table("time", ["candidate", "cell", "seconds>", "x baseline>"], [
-            (r["cell"]["candidate"], _varied(r, timed), f"{r['timing']['candidate_s']:.3g}",
+            (r["cell"]["candidate"], varied(r, timed), f"{r['timing']['candidate_s']:.3g}",
              f"{r['timing']['ratio']:.3g}") for r in timed])  # fmt: skip
-
-
-def _table(rows: list[dict[str, Any]]) -> tuple[list[str], list[tuple[object, ...]]]:
-    """One line a candidate and point: size and bias side by side, and the match."""
-    columns = [
-        "candidate",
-        "cell",
-        "rmse>",
-        "x base>",
-        "x floor>",
-        "gain>",
-        "ulp p99>",
-        "match>",
-    ]
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        grouped.setdefault((row["cell"]["candidate"], _varied(row, rows)), []).append(row)
-    lines: list[tuple[object, ...]] = []
-    for (candidate, point), members in grouped.items():
-        first = next(iter(members[0]["outputs"]))
-
-        def mid(part: str, metric: str, members: Any = members, first: str = first) -> float:
-            return _median([m[part].get(first, {}).get(metric) for m in members])
-
-        rmse, floor = mid("outputs", "rmse"), mid("floor", "rmse")
-        lines.append((
-            candidate, point, f"{rmse:.3g}", f"{mid('outputs', 'err_ratio'):.3g}",
-            f"{rmse / floor if floor else float('nan'):.3g}", f"{mid('outputs', 'gain'):+.1e}",
-            f"{mid('outputs', 'ulp_p99'):.3g}", f"{100 * mid('evidence', 'match'):.2f} %",
-        ))  # fmt: skip
-    return columns, lines
-
-
-def _median(values: list[float | None]) -> float:
-    found = sorted(v for v in values if v is not None)
-    return found[len(found) // 2] if found else float("nan")
-
-
-def _varied(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The parameters in which the rows differ, as this row has them."""
-
-    def flat(r: dict[str, Any]) -> dict[str, Any]:
-        return {"format": r["cell"]["format"], **r["cell"]["params"]}
-
-    mine = flat(row)
-    names = [n for n in mine if len({repr(flat(r).get(n)) for r in rows}) > 1]
-    return " ".join(f"{n}={mine[n]}" for n in names if mine[n] is not None) or "-"

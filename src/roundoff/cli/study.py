@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roundoff.cli.running import Running, carry_out
-from roundoff.cli.terminal import command_line, messages, print_json, print_table
+from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
 from roundoff.records import SCHEMA, Verdict
 from roundoff.store import Run
 from roundoff.store.json import canonical
@@ -120,7 +120,8 @@ def _show(
     console = messages()
     for page in pages[:1]:
         console.print(f"report: {page}")
-    console.print(f"{seconds:.0f} s   run: {run.path}   again: {command_line()}", style="dim")
+    console.print(f"{seconds:.0f} s", style="dim")
+    say_again(run.path)
 
 
 def _measured(verdict: Verdict) -> str:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -20,7 +21,7 @@ from rich.table import Table
 from roundoff.records import SCHEMA
 from roundoff.store.json import dumps
 
-__all__ = ["command_line", "messages", "print_json", "print_table", "progress_bar"]
+__all__ = ["command_line", "messages", "print_json", "print_table", "progress_bar", "say_again"]
 
 WIDTH = 100
 
@@ -44,15 +45,18 @@ def print_json(kind: str, document: Mapping[str, Any]) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to standard output.
 
-    A column whose name ends in `>` is aligned right; one that ends in `!` is never folded.
+    A column whose name ends in `>` is aligned right; one that ends in `!` (or `!>`) is not folded.
     """
-    table = Table(title=title or None, title_justify="left", title_style="bold", expand=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD,
+        pad_edge=False,
+    )  # fmt: skip
     for column in columns:
         table.add_column(
             column.rstrip(">!"),
-            justify="right" if column.endswith(">") else "left",
+            justify="right" if ">" in column else "left",
             overflow="fold",
-            no_wrap=column.endswith("!"),
+            no_wrap="!" in column,
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
@@ -71,3 +75,8 @@ def progress_bar(text: str, total: int) -> Generator[Callable[[int], None]]:
 def command_line() -> str:
     """The command that is running, as one would type it."""
     return shlex.join(["roundoff", *sys.argv[1:]])
+
+
+def say_again(place: object) -> None:
+    """The last line of a command: where its results are, and how to have them again."""
+    messages().print(f"run: {place}   again: {command_line()}", style="dim", soft_wrap=True)
