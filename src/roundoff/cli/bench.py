@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from roundoff.bench.plan import Plan, make_plan, read_plan
-from roundoff.cli.deviations import deviations, varied
+from roundoff.cli.deviations import deviations, point, varied
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import print_json, print_table, say_again
 from roundoff.errors import UsageError
@@ -149,6 +149,10 @@ def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
         print_table(title, *deviations(done))
     timed = [row for row in rows if row["status"] == "ok" and "timing" in row]
     if timed:
-        print_table("time", ["candidate", "cell", "seconds>", "x baseline>"], [
-            (r["cell"]["candidate"], varied(r, timed), f"{r['timing']['candidate_s']:.3g}",
-             f"{r['timing']['ratio']:.3g}") for r in timed])  # fmt: skip
+        names = varied(timed)
+        columns = ["candidate!", ", ".join(names) or "cell", "seconds>", "x baseline>"]
+        print_table("time", columns, [
+            (r["cell"]["candidate"], point(r, names), f"{r['timing']['candidate_s']:.3g}",
+             f"{r['timing']['ratio']:.3g}")
+            for r in timed
+        ])  # fmt: skip

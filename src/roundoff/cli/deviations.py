@@ -7,11 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["COLUMNS", "deviations", "varied"]
+__all__ = ["deviations", "point", "varied"]
 
-COLUMNS = [
-    "candidate!", "cell", "rmse>", "x base>", "x floor>", "gain ± se!>", "ulp p99>", "match>",
-]  # fmt: skip
+COLUMNS = ["rmse>", "x base>", "x floor>", "gain ± se>", "ulp p99>", "match>"]
 Row = Mapping[str, Any]
 
 
@@ -22,13 +20,15 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     pooled over seeds, its error taken over heads and seeds; `match` is the share of bits equal to
     the baseline's. NaN and infinity are shown as such.
     """
+    names = varied(rows)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["cell"]["candidate"], varied(row, rows)), []).append(row)
-    return COLUMNS, [_line(candidate, point, g) for (candidate, point), g in groups.items()]
+        groups.setdefault((row["cell"]["candidate"], point(row, names)), []).append(row)
+    columns = ["candidate!", ", ".join(names) or "cell", *COLUMNS]
+    return columns, [_line(candidate, at, g) for (candidate, at), g in groups.items()]
 
 
-def _line(candidate: str, point: str, members: Sequence[Row]) -> tuple[str, ...]:
+def _line(candidate: str, at: str, members: Sequence[Row]) -> tuple[str, ...]:
     first = next(iter(members[0]["outputs"]))
 
     def values(part: str, metric: str) -> list[float | None]:
@@ -37,7 +37,7 @@ def _line(candidate: str, point: str, members: Sequence[Row]) -> tuple[str, ...]
     rmse, floor = _middle(values("outputs", "rmse")), _middle(values("floor", "rmse"))
     gain = _pooled(values("outputs", "gain"), values("outputs", "gain_se"))
     return (
-        candidate, point, f"{rmse:.3g}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
+        candidate, at, f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
         f"{rmse / floor if floor else math.nan:.3g}", gain,
         f"{_middle(values('outputs', 'ulp_p99')):.3g}",
         f"{100 * _middle(values('evidence', 'match')):.2f} %",
@@ -61,11 +61,17 @@ def _pooled(gains: list[float | None], errors: list[float | None]) -> str:
     return f"{statistics.fmean(found):+.1e} ±{math.sqrt(variance):.0e}"
 
 
-def varied(row: Row, rows: Sequence[Row]) -> str:
-    """The parameters in which the rows differ, as this row has them; `-` if in none."""
-    mine = _flat(row)
-    names = [n for n in mine if len({repr(_flat(r).get(n)) for r in rows}) > 1]
-    return " ".join(f"{n}={mine[n]}" for n in names if mine[n] is not None) or "-"
+def varied(rows: Sequence[Row]) -> list[str]:
+    """The names of what differs between the rows' cells: format and parameters."""
+    flat = [_flat(row) for row in rows]
+    names = dict.fromkeys(name for cell in flat for name in cell)
+    return [n for n in names if len({repr(cell.get(n)) for cell in flat}) > 1]
+
+
+def point(row: Row, names: Sequence[str]) -> str:
+    """A cell's values of `names`, as one text; `-` where it has none."""
+    cell = _flat(row)
+    return ", ".join("-" if cell[n] is None else str(cell[n]) for n in names) or "-"
 
 
 def _flat(row: Row) -> dict[str, Any]:

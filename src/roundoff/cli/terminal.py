@@ -45,18 +45,18 @@ def print_json(kind: str, document: Mapping[str, Any]) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to standard output.
 
-    A column whose name ends in `>` is aligned right; one that ends in `!` (or `!>`) is not folded.
+    A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded.
     """
     table = Table(
         title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD,
-        pad_edge=False,
+        pad_edge=False, padding=(0, 2, 0, 0),
     )  # fmt: skip
     for column in columns:
         table.add_column(
             column.rstrip(">!"),
             justify="right" if ">" in column else "left",
             overflow="fold",
-            no_wrap="!" in column,
+            no_wrap=column[-1] in "!>",
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
