@@ -150,7 +150,7 @@ def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
     timed = [row for row in rows if row["status"] == "ok" and "timing" in row]
     if timed:
         names = varied(timed)
-        columns = ["candidate!", ", ".join(names) or "cell", "seconds>", "x baseline>"]
+        columns = ["candidate!", "cell", "seconds>", "x baseline>"]
         print_table("time", columns, [
             (r["cell"]["candidate"], point(r, names), f"{r['timing']['candidate_s']:.3g}",
              f"{r['timing']['ratio']:.3g}")

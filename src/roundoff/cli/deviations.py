@@ -21,14 +21,18 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     the baseline's. NaN and infinity are shown as such.
     """
     names = varied(rows)
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        groups.setdefault((row["cell"]["candidate"], point(row, names)), []).append(row)
-    columns = ["candidate!", ", ".join(names) or "cell", *COLUMNS]
-    return columns, [_line(candidate, at, g) for (candidate, at), g in groups.items()]
+        by_candidate = groups.setdefault(point(row, names), {})
+        by_candidate.setdefault(row["cell"]["candidate"], []).append(row)
+    lines: list[tuple[str, ...]] = []
+    for at, by_candidate in groups.items():
+        lines += [(at, *[""] * len(COLUMNS))] if names else []
+        lines += [_line(candidate, members) for candidate, members in by_candidate.items()]
+    return ["candidate", *COLUMNS], lines
 
 
-def _line(candidate: str, at: str, members: Sequence[Row]) -> tuple[str, ...]:
+def _line(candidate: str, members: Sequence[Row]) -> tuple[str, ...]:
     first = next(iter(members[0]["outputs"]))
 
     def values(part: str, metric: str) -> list[float | None]:
@@ -37,7 +41,7 @@ def _line(candidate: str, at: str, members: Sequence[Row]) -> tuple[str, ...]:
     rmse, floor = _middle(values("outputs", "rmse")), _middle(values("floor", "rmse"))
     gain = _pooled(values("outputs", "gain"), values("outputs", "gain_se"))
     return (
-        candidate, at, f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
+        candidate, f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
         f"{rmse / floor if floor else math.nan:.3g}", gain,
         f"{_middle(values('outputs', 'ulp_p99')):.3g}",
         f"{100 * _middle(values('evidence', 'match')):.2f} %",
@@ -69,9 +73,9 @@ def varied(rows: Sequence[Row]) -> list[str]:
 
 
 def point(row: Row, names: Sequence[str]) -> str:
-    """A cell's values of `names`, as one text; `-` where it has none."""
+    """A cell's values of `names` as one text; names without a value are left out."""
     cell = _flat(row)
-    return ", ".join("-" if cell[n] is None else str(cell[n]) for n in names) or "-"
+    return ", ".join(f"{n} {cell[n]}" for n in names if cell[n] is not None) or "-"
 
 
 def _flat(row: Row) -> dict[str, Any]:
