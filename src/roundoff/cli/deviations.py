@@ -41,7 +41,7 @@ def _line(candidate: str, members: Sequence[Row]) -> tuple[str, ...]:
     rmse, floor = _middle(values("outputs", "rmse")), _middle(values("floor", "rmse"))
     gain = _pooled(values("outputs", "gain"), values("outputs", "gain_se"))
     return (
-        candidate, f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
+        f"  {candidate}", f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
         f"{rmse / floor if floor else math.nan:.3g}", gain,
         f"{_middle(values('outputs', 'ulp_p99')):.3g}",
         f"{100 * _middle(values('evidence', 'match')):.2f} %",
