@@ -88,11 +88,10 @@ def _figure(samples: Sequence[Sample], section: str, where: str, names: Names) -
     def caption(metric: str, _: Sequence[Interval]) -> str:
         return _caption(rows, where, metric)
 
-    views = [
-        view
-        for view in metric_views(samples, [p for p, _, _ in found], chart, caption)
-        if view.label in (f"{output} rel_l2", f"{output} rmse")
-    ]
+    views = metric_views(
+        samples, [p for p, _, _ in found], chart, caption,
+        outputs=[output], metrics=("rel_l2", "rmse"),
+    )  # fmt: skip
     title = ", ".join(filter(None, ["Size and bias", section, where]))
     shown = {
         "candidate": "candidate", "where": "where", "gain": "gain", "gain_low": "gain from",

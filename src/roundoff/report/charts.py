@@ -38,7 +38,7 @@ def _finish(chart: Any, panels: Sequence[str], *, left: int, least: int) -> Spec
         facet = alt.Facet("panel:N", title=None, sort=list(panels), header=head)
         points = alt.NamedData(name="points")
         chart = chart.facet(facet=facet, data=points, columns=min(2, len(panels)), spacing=18)
-    spec: Spec = chart.to_dict()
+    spec: Spec = chart.to_dict(validate=False)
     for part in (spec, spec.get("spec", {})):
         for layer in (part, *part.get("layer", ())):
             layer.pop("data", None)  # Altair's placeholders; the page puts the rows in
@@ -65,7 +65,7 @@ def _axis(scale: Scale, **rest: Any) -> Any:
 def _small(scale: Scale) -> str:
     """The format of labels: powers in short, plain numbers where they are easy to read."""
     sizes = [abs(t) for t in (scale.ticks or scale.domain) if t]
-    return "~g" if sizes and min(sizes) >= 0.01 and max(sizes) < 1e5 else "~e"
+    return "~r" if sizes and min(sizes) >= 0.01 and max(sizes) < 1e5 else "~e"
 
 
 def _colour(names: Names, present: Sequence[str]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def line_chart(
     alt = altair()
     pick = _pick()
     colour = _colour(names, present)
-    across = alt.X("x:Q", scale=_scale(x), axis=_axis(x, format="~g"))
+    across = alt.X("x:Q", scale=_scale(x), axis=_axis(x, format="~r"))
     up = alt.Y("value:Q", scale=_scale(y), axis=_axis(y, format=_small(y)))
     dash = alt.StrokeDash(
         "kind:N", legend=None, scale=alt.Scale(domain=["kernel", "recipe"], range=[[5, 4], [1, 0]])

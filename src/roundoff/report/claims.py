@@ -61,7 +61,7 @@ def _shown(anchor: str, entry: Mapping[str, Any]) -> Shown:
     outcome = str(entry.get("outcome", "cannot tell"))
     claim = str(entry.get("claim", anchor))
     return Shown(
-        anchor, claim, str(entry.get("text", "")), str(entry.get("claimed", "")), outcome,
+        anchor, claim, str(entry.get("text", "")), str(entry.get("claimed", "")), outcome[:24],
         OUTCOMES.get(outcome, "unknown"), str(entry.get("measured", "")),
         str(entry.get("condition") or ""),
         table_of(evidence) if evidence else None, _figure(anchor, claim, evidence),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,19 +47,22 @@ def bundle() -> str:
     return text
 
 
-def png(spec: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
-    """The chart as a PNG picture."""
-    return _convert().vegalite_to_png(
-        dict(spec), vl_version=_version(), config=dict(config), scale=SCALE, allowed_base_urls=[]
-    )
-
-
-def svg(spec: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
-    """The chart as an SVG picture."""
+def svg(spec: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """The chart as an SVG picture; the same chart gives the same bytes."""
     text: str = _convert().vegalite_to_svg(
         dict(spec), vl_version=_version(), config=dict(config), allowed_base_urls=[]
     )
-    return text.encode()
+    seen: dict[str, str] = {}  # the converter numbers these through all its pictures
+
+    def renumbered(found: re.Match[str]) -> str:
+        return found[1] + seen.setdefault(found[2], f"{found[3]}{len(seen)}")
+
+    return re.sub(r'(id="|url\(#)((clip|gradient_)\d+)', renumbered, text)
+
+
+def png(picture: str) -> bytes:
+    """An SVG picture as a PNG picture."""
+    return _convert().svg_to_png(picture, scale=SCALE)
 
 
 def _convert() -> Any:

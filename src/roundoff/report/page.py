@@ -63,18 +63,17 @@ def write_report(run: Run, *, folder: Path | None = None) -> list[Path]:
     content = _fitted(
         content, MOST_BYTES - len(scripts) - len(_render(content, data="", bundle=""))
     )
-    data = {
+    shown = {
         "figures": [_data(f) for f in content.drawn()],
         "themes": {"light": LIGHT.config(), "dark": DARK.config()},
     }
-    html = _render(content, data=embedded_json(data), bundle=scripts)
+    html = _render(content, data=embedded_json(shown), bundle=scripts)
     written = [write_whole(target / "report.html", html.encode())]
     for figure in content.drawn():
-        spec = figure.spec(figure.views[0])
-        config = LIGHT.config(background=LIGHT.page)
-        for suffix, draw in (("png", png), ("svg", svg)):
+        picture = svg(figure.spec(figure.views[0]), LIGHT.config(background=LIGHT.page))
+        for suffix, data in (("png", png(picture)), ("svg", picture.encode())):
             path = target / "figures" / f"{figure.id}.{suffix}"
-            written.append(write_whole(path, draw(spec, config)))
+            written.append(write_whole(path, data))
     return written
 
 
@@ -114,7 +113,7 @@ def _facts(
     rows: Sequence[Mapping[str, Any]],
     samples: Sequence[Sample],
 ) -> list[tuple[str, str]]:
-    states = Counter(str(r.get("status")) for r in rows)
+    states = Counter(tables.status_of(r) for r in rows)
     cells = ", ".join(f"{n} {state}" for state, n in states.items()) or "none"
     found = {
         "source": beside.get("source"),

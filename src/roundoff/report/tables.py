@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,7 +16,7 @@ from roundoff.report.rows import Point, Sample, number, outputs_of, plain, point
 
 __all__ = [
     "Table", "environment_table", "failure_table", "match_table", "metric_table", "result_table",
-    "table_of", "timing_table",
+    "status_of", "table_of", "timing_table",
 ]  # fmt: skip
 
 MOST_ROWS = 400
@@ -80,7 +81,7 @@ def _result(point: Point, output: str, axes: Sequence[str], names: Names) -> lis
         *(show_value(point.place.get(a)) for a in axes),
         value("rel_l2"), rmse, value("max_abs_err"), value("err_ratio"),
         rmse / floor if rmse is not None and floor else None,
-        gain.estimate if gain.n else None, z if gain.n else None, value("ulp_p99"),
+        gain.estimate if gain.n else None, z if math.isfinite(z) else None, value("ulp_p99"),
         _middle(point, "evidence", output, "match"), len(point.samples),
     ]  # fmt: skip
 
@@ -129,10 +130,15 @@ def failure_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     for row in rows:
         if row.get("status") != "ok":
             candidate, _, cell = _who(row)
-            key = (str(row.get("status")), candidate, str(row.get("error") or "no reason stored"))
+            key = (status_of(row), candidate, str(row.get("error") or "no reason stored"))
             counts.setdefault(key, []).append(cell)
     lines = ([*key, len(cells), cells[0]] for key, cells in counts.items())
     return _table(["status", "candidate", "reason", "cells", "first cell"], lines)
+
+
+def status_of(row: Mapping[str, Any]) -> str:
+    """What came of a cell: ok, failed, or skipped, which the store holds as a kind of failed."""
+    return "skipped" if row.get("skipped") else str(row.get("status"))
 
 
 def _who(row: Mapping[str, Any]) -> list[str]:

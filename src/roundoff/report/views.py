@@ -37,14 +37,17 @@ def metric_views(
     points: Sequence[Point],
     chart: Callable[[Scale], Spec],
     caption: Callable[[str, Sequence[Interval]], str],
+    *,
+    outputs: Sequence[str] | None = None,
+    metrics: Sequence[str] = FIGURE_METRICS,
 ) -> list[View]:
     """One view for each output and metric, logarithmic unless the metric has a sign.
 
     `chart` makes the spec for the axis of the metric, `caption` the words for its estimates.
     """
     views: list[View] = []
-    for output in outputs_of(samples)[:MOST_OUTPUTS]:
-        for metric in metrics_of(samples, output, FIGURE_METRICS):
+    for output in (outputs or outputs_of(samples))[:MOST_OUTPUTS]:
+        for metric in metrics_of(samples, output, metrics):
             found = [p.estimate(output, metric) for p in points]
             values = [_drawn(i, signed=is_signed(metric)) for i in found]
             if all(v[0] is None for v in values):
