@@ -24,13 +24,16 @@ def cell_id(cell: Cell) -> str:
     However the cell is spelled: defaults given or not, `1` or `1.0`, `bfloat16` or `bf16`. The
     path of a user's kernel and of a file of inputs is not part of it, their content is.
     """
-    operator = OPERATORS[cell.operator]
+    parameters = _parameters(cell)
     return digest(
         {
             "operator": cell.operator,
             "kind": cell.kind,
             "format": wire(catalogued(cell.format)),
-            "parameters": {**_parameters(cell), **operator.content(cell.parameters)},
+            "parameters": {
+                **parameters,
+                **OPERATORS[cell.operator].content(parameters),
+            },
             "seed": cell.seed,
             "baseline": _fingerprint(cell.operator, cell.baseline),
             "candidate": _fingerprint(cell.operator, cell.candidate),

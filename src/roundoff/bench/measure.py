@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ GOLDEN_MARGIN = 2.0**8
 """How many times finer than the output's format golden must be to judge it."""
 
 
+_ALONE = threading.Lock()
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """Cells that share a problem, with their ids: what is handed to a worker."""
@@ -45,13 +49,18 @@ class Truth:
 
 
 def measure_task(task: Task) -> list[dict[str, Any]]:
-    """Measure all cells of a task; a cell that fails costs only itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(task.cells[0][1].threads)
-    try:
-        return [m.to_record() for m in measure(task.cells)]
-    finally:
-        torch.set_num_threads(before)
+    """Measure all cells of a task; a cell that fails costs only itself.
+
+    In a pool of threads one task runs at a time: torch's settings, which kernels and recipes
+    change while they run, are one set a process.
+    """
+    with _ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(task.cells[0][1].threads)
+        try:
+            return [m.to_record() for m in measure(task.cells)]
+        finally:
+            torch.set_num_threads(before)
 
 
 def measure(cells: Sequence[tuple[str, Cell]]) -> Iterator[Measurement]:

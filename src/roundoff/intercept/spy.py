@@ -8,6 +8,7 @@ them eager, for good). It adds no operator and draws no random number.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -19,9 +20,14 @@ __all__ = ["require_event", "spy"]
 
 T = TypeVar("T")
 
+_ALONE = threading.RLock()
+
 
 def spy(function: Callable[[], T]) -> tuple[T, list[str]]:
     """Call `function`; return its result and the names of all events, each once, sorted.
+
+    One call at a time in a process: two profilers side by side crash it. What other threads
+    do meanwhile is not seen.
 
     >>> spy(lambda: torch.ones(2) + 1)[1]
     [..., 'aten::add', ...]
@@ -29,7 +35,7 @@ def spy(function: Callable[[], T]) -> tuple[T, list[str]]:
     # The profiler's library writes a line to the terminal at each start and stop otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     profile: Any = torch.autograd.profiler.profile(use_kineto=False)
-    with profile:
+    with _ALONE, profile:
         result = function()
     events: list[Any] = list(profile.function_events or [])
     return result, sorted({str(event.name) for event in events})

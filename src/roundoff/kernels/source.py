@@ -11,6 +11,7 @@ import hashlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
@@ -66,7 +67,7 @@ def reached(file: Path, package: str = "") -> tuple[dict[str, Path], set[str]]:
             where, inside = found
             if not is_library(where):
                 todo.append((module, where, inside))
-            elif not where.is_relative_to(_OURS):
+            elif not where.is_relative_to(_OURS) and module not in sys.stdlib_module_names:
                 libraries.add(module.partition(".")[0])
     return files, libraries
 
@@ -141,6 +142,9 @@ def _distributions() -> dict[str, list[str]]:
 
 
 def _version(module: str) -> str:
-    """The version of the distribution that a top-level module comes from; "" for Python's own."""
-    names = sorted(set(_distributions().get(module, [])))
-    return ",".join(f"{name}=={importlib.metadata.version(name)}" for name in names)
+    """The version of the distribution that a top-level module comes from; "" where none says so."""
+    try:  # most are called as their module is, and looking at all of them takes a second
+        return importlib.metadata.version(module)
+    except importlib.metadata.PackageNotFoundError:
+        names = sorted(set(_distributions().get(module, [])))
+        return ",".join(f"{name}=={importlib.metadata.version(name)}" for name in names)
