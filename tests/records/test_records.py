@@ -1,0 +1,141 @@
+"""Records: what is written can be read back, and an environment leaves out nothing that counts."""
+
+import math
+import os
+import platform
+
+import pytest
+import torch
+
+from roundoff.errors import UnsupportedError, UsageError
+from roundoff.kernels import settings
+from roundoff.records import Cell, Environment, Measurement, SubjectName, Verdict, environment
+from roundoff.store.json import dumps, loads
+from roundoff.store.lines import check_record
+
+CELLS = [
+    Cell("attention", SubjectName("kernel", "torch-math"), SubjectName("recipe", "fa2"), "bf16",
+         {"seq_len": 8, "scale": 0.5, "mask": "none", "tile": None}, 3),
+    Cell("softmax", SubjectName("recipe", "x"), SubjectName("kernel", "m.py:f", "bshd", 64),
+         "fp64", {}, 0, "cuda:1", 4, "timing"),
+    Cell("attention", SubjectName("kernel", "recipe.py:f", "bhsd"),
+         SubjectName("kernel", "kernel:f"), "e4m3fn", {"n": 1}, 0),
+]  # fmt: skip
+
+
+def through_json(record):
+    return loads(dumps(record))
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda c: c.operator + c.format)
+class TestRoundTrip:
+    def test_cell(self, cell):
+        assert Cell.from_record(through_json(cell.to_record())) == cell
+
+    def test_measurement(self, cell):
+        done = Measurement(
+            "0123", cell, "4567", "ok", {"out": {"rmse": 0.5, "gain": -0.0}},
+            {"out": {"rmse": math.inf}}, {"out": {"lift": 1.0}}, {"logit_max": 3.0},
+            {"rescales": 1.0}, {"ratio": 2.0}, ("a", "b c"), 1.5,
+        )  # fmt: skip
+        assert Measurement.from_record(through_json(done.to_record())) == done
+
+    @pytest.mark.parametrize("status", ["failed", "skipped"])
+    def test_a_measurement_that_was_not_made(self, cell, status):
+        failed = Measurement("0123", cell, "4567", status, error="KernelError: no [bold]luck[/x]")
+        record = check_record(failed.to_record())
+        assert record["status"] == "failed"  # so that the cell is tried again
+        assert Measurement.from_record(through_json(record)) == failed
+
+
+def test_nan_is_not_lost():
+    done = Measurement("0", CELLS[0], "1", "ok", {"out": {"rmse": math.nan}})
+    assert math.isnan(
+        Measurement.from_record(through_json(done.to_record())).outputs["out"]["rmse"]
+    )
+
+
+def test_verdict():
+    verdict = Verdict("c1", "text", "2x", "holds only if", "1.9", "above 512", [{"n": 1}])
+    assert Verdict.from_record(through_json(verdict.to_record())) == verdict
+
+
+class TestSubjectName:
+    @pytest.mark.parametrize(
+        ("text", "kind", "name"),
+        [
+            ("fa2", "kernel", "fa2"),
+            ("recipe:fa2", "recipe", "fa2"),
+            ("kernel:m.py:f", "kernel", "m.py:f"),
+            ("m:f", "kernel", "m:f"),
+            ("recipe.py:f", "kernel", "recipe.py:f"),
+        ],
+    )
+    def test_parse(self, text, kind, name):
+        assert SubjectName.parse(text) == SubjectName(kind, name)
+
+    def test_an_empty_name(self):
+        with pytest.raises(UsageError, match="empty name"):
+            SubjectName.parse("")
+
+
+class TestEnvironment:
+    def test_it_is_plain_data(self):
+        here = Environment.here(threads=2)
+        assert Environment.from_record(through_json(here.to_record())) == here
+        assert here.threads == 2
+
+    def test_host_and_memory_are_no_numerics(self, monkeypatch):
+        before = Environment.here().numerics()
+        monkeypatch.setattr(platform, "node", lambda: "elsewhere")
+        monkeypatch.setattr(os, "sysconf", lambda name: 4096)
+        assert Environment.here().host == "elsewhere"
+        assert Environment.here().numerics() == before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda: torch.set_float32_matmul_precision("medium"),
+            lambda: torch.set_flush_denormal(True),
+            lambda: torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True),
+            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        ],
+    )
+    def test_a_setting_is_part_of_the_numerics(self, change):
+        before = Environment.here().numerics()
+        with settings.kept():
+            change()
+            assert Environment.here().numerics() != before
+
+    @pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_DEFAULT_FPMATH_MODE", "NUMBA_CPU_NAME"])
+    def test_a_variable_is_part_of_the_numerics(self, name, monkeypatch):
+        before = Environment.here().numerics()
+        monkeypatch.setenv(name, "SOMETHING")
+        assert Environment.here().numerics() != before
+
+    def test_a_library_version_is_part_of_the_numerics(self, monkeypatch):
+        before = Environment.here().numerics()
+        versions = {**before["libraries"], "torch": "0.0.1"}
+        monkeypatch.setattr(environment, "_versions", lambda: versions)
+        assert Environment.here().numerics() != before
+
+    def test_our_own_source_is_part_of_the_numerics(self, tmp_path, monkeypatch):
+        for name in (*environment._NUMERIC_ROOMS, "store"):
+            if name.endswith(".py"):
+                (tmp_path / name).write_text("")
+                continue
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "a.py").write_text("X = 1\n")
+        monkeypatch.setattr(environment.roundoff, "__file__", str(tmp_path / "__init__.py"))
+        digest = environment._source.__wrapped__
+        before = digest()
+        (tmp_path / "store" / "a.py").write_text("X = 2\n")
+        assert digest() == before
+        (tmp_path / "formats" / "a.py").write_text("X = 2\n")
+        assert digest() != before
+
+    @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
+    def test_a_device_that_is_not_here(self, device, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(UnsupportedError, match=f"device '{device}' is not here"):
+            Environment.here(device=device)
