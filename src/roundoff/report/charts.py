@@ -187,7 +187,8 @@ def ratio_chart(
     across = alt.X("column:N", sort=list(columns), axis=alt.Axis(title=x, labelAngle=0))
     up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None))
     legend = alt.Legend(
-        title="x the baseline's error", orient="bottom", gradientLength=200, tickCount=5,
+        title="x the baseline's error", orient="bottom", gradientLength=220,
+        values=[part * reach for part in (-1, -0.5, 0, 0.5, 1)],
         labelExpr="format(pow(2, datum.value), '.2~g') + 'x'",
     )  # fmt: skip
     scale = alt.Scale(domain=[-reach, 0, reach], clamp=True, interpolate="rgb")
@@ -198,7 +199,7 @@ def ratio_chart(
     })  # fmt: skip
     base = _chart().encode(x=across, y=up)
     box = base.mark_rect(stroke=None).encode(color=shade, tooltip=tips)
-    strong = f"dark || abs(datum.shade) > {0.55 * reach:.3g}"
+    strong = f"dark || abs(datum.shade) > {0.78 * reach:.3g}"
     ink = alt.condition(strong, alt.value("#ffffff"), alt.value("#1b1f24"))
     digits = "format(datum.value, datum.value < 99.5 ? '.2~g' : ',.0f')"
     text = base.transform_filter("isValid(datum.value)").transform_calculate(text=digits)

@@ -63,5 +63,5 @@ DARK = Look(
     page="#15181d", panel="#1d2127", ink="#e8eaed", soft="#a4adb8", line="#343a43", link="#7cc0f5",
     yes="#5fd08c", partly="#f0b648", no="#ff8f85", unknown="#a4adb8",
     hues=("#56b4e9", "#ff8a3d", "#33ffdd", "#bb0099", "#6644ff", "#f0e442", "#aa4422"),
-    ramp=("#2e86d1", "#1f5687", "#2b3038", "#8a4b12", "#c95a12"),
+    ramp=("#1f74bd", "#1f5687", "#2b3038", "#8a4b12", "#b84f0c"),
 )  # fmt: skip

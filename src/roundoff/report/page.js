@@ -67,22 +67,24 @@ function fillTable(figure, view) {
   if (!box || !box.open) return;
   const measured = {value: view.label, low: "95 % from", high: "to"};
   const columns = Object.entries({...figure.shown, ...measured});
+  const rows = filled(figure, view);
+  const isNumber = (name) => rows.some((row) => typeof row[name] === "number");
   const table = document.createElement("table");
   const line = (cells, tag) => {
     const tr = document.createElement("tr");
-    for (const [text, isNumber] of cells) {
+    for (const [text, right] of cells) {
       const cell = document.createElement(tag);
       cell.textContent = text;
-      if (isNumber) cell.className = "number";
+      if (right) cell.className = "number";
       tr.append(cell);
     }
     return tr;
   };
   const spell = (v) => v === null || v === undefined ? "" : String(v);
   const head = document.createElement("thead"), body = document.createElement("tbody");
-  head.append(line(columns.map(([, title]) => [title, false]), "th"));
-  for (const row of filled(figure, view)) {
-    body.append(line(columns.map(([name]) => [spell(row[name]), typeof row[name] === "number"]), "td"));
+  head.append(line(columns.map(([name, title]) => [title, isNumber(name)]), "th"));
+  for (const row of rows) {
+    body.append(line(columns.map(([name]) => [spell(row[name]), isNumber(name)]), "td"));
   }
   table.append(head, body);
   box.querySelector(".scroll").replaceChildren(table);
