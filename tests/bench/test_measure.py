@@ -1,6 +1,7 @@
 """One cell: what is compared with what, what golden may judge, what a bad kernel costs."""
 
 import math
+import sys
 from dataclasses import replace
 
 import mpmath
@@ -207,6 +208,13 @@ class TestGolden:
         )  # fmt: skip
         with pytest.raises(GoldenError, match=r"is torch\.float32; expected float64"):
             truth(operator, drawn)
+
+    def test_a_missing_library_says_what_to_install(self, make_cell, monkeypatch):
+        monkeypatch.setitem(sys.modules, "mpmath", None)
+        narrow, wide = measured(make_cell())[0], measured(make_cell(format="fp64"))[0]
+        assert (narrow.status, wide.status) == ("ok", "failed")
+        assert wide.error.startswith("MissingLibraryError: golden beyond float64 needs mpmath")
+        assert "pip install" in wide.error
 
     def test_a_refusal_is_a_failed_cell(self, make_cell, monkeypatch):
         def nothing(self, problem):
