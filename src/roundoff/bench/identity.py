@@ -10,7 +10,7 @@ from functools import cache
 from roundoff.bench.plan import catalogued
 from roundoff.bench.subjects import resolve_subject
 from roundoff.operators import OPERATORS
-from roundoff.operators.protocol import Value, normalise
+from roundoff.operators.protocol import Value
 from roundoff.records import Cell, Environment, SubjectName
 from roundoff.sites import wire
 from roundoff.store.json import digest
@@ -44,8 +44,8 @@ def cell_id(cell: Cell) -> str:
 
 def _parameters(cell: Cell) -> dict[str, Value]:
     """All parameters, normalised; those that only recipes have say nothing of a kernel."""
-    declared = OPERATORS[cell.operator].parameters
-    parameters = normalise(declared, cell.parameters)
+    operator = OPERATORS[cell.operator]
+    declared, parameters = operator.parameters, operator.settle(cell.parameters)
     if cell.candidate.kind == "recipe":
         return parameters
     return {n: declared[n].default if declared[n].recipe_only else v for n, v in parameters.items()}

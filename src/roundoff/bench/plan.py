@@ -138,9 +138,9 @@ class Sweep(BaseModel):
         shared = {n: v for n, v in values.items() if n not in own}
         formats = dict.fromkeys(catalogued(text).name for text in self.formats)
         for format, point, seed in itertools.product(formats, _product(shared), seeds):
-            parameters = normalise(operator.parameters, point)
+            parameters = operator.settle(point)
             for choice in _product(own):
-                parsed = normalise(operator.parameters, point | choice)
+                parsed = operator.settle(point | choice)
                 yield format, seed, parameters, {n: parsed[n] for n in own}
 
     def _kinds(

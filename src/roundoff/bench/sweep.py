@@ -94,9 +94,8 @@ def _keep(
     for record in outcome:
         writer.append(record)
         progress.done += 1
-        skipped = bool(record.get("skipped"))
-        progress.skipped += skipped
-        progress.failed += record["status"] == "failed" and not skipped
+        progress.skipped += record["status"] == "skipped"
+        progress.failed += record["status"] == "failed"
     writer.release([i for i, _ in task.cells])
 
 

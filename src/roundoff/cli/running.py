@@ -80,7 +80,7 @@ def _tell_failures(run: Run, named: Mapping[str, Cell], progress: Progress) -> N
         error = row.get("error")
         if row["id"] in named and error and error not in told and len(told) < 10:
             told.add(error)
-            how, style = ("skipped", "dim") if row.get("skipped") else ("failed", "red")
+            how, style = ("skipped", "dim") if row["status"] == "skipped" else ("failed", "red")
             text = f"{how}: {row['cell']['candidate']}: {error}"
             console.print(text, style=style, markup=False)
     console.print(f"{progress.failed} cells failed, {progress.skipped} were skipped")

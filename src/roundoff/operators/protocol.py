@@ -98,6 +98,14 @@ class Operator(Protocol):
         """The catalogue."""
         ...
 
+    def settle(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """All parameters of a cell in one spelling, or a `UsageError` if they do not fit.
+
+        Two calls that mean one problem give equal parameters: defaults are filled in, and a
+        value that says what its default would is that default.
+        """
+        ...
+
     def draw(self, parameters: Mapping[str, Value], format: Format, seed: int) -> Problem:
         """Draw the inputs, and round them once to `format`."""
         ...

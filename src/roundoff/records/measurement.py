@@ -45,19 +45,17 @@ class Measurement:
     def to_record(self) -> dict[str, Any]:
         """The measurement as plain JSON data; empty parts are left out.
 
-        A line is "ok" or "failed", done or to be tried again. A skipped cell is to be tried
-        again too, as what it needs may be installed by then: it is "failed" and `skipped`.
+        "ok" and "skipped" (a kernel does not take this problem) are final, since what decides
+        them is in the cell's identity; "failed" is tried again.
         """
         record: dict[str, Any] = {
             "schema": SCHEMA,
             "id": self.id,
-            "status": "failed" if self.status == "skipped" else self.status,
+            "status": self.status,
             "environment": self.environment,
             "elapsed": self.elapsed,
             "cell": self.cell.to_record(),
         }
-        if self.status == "skipped":
-            record["skipped"] = True
         if self.ran:
             record["ran"] = list(self.ran)
         return record | {name: value for name in _PARTS if (value := getattr(self, name))}
@@ -70,7 +68,7 @@ class Measurement:
             record["id"],
             Cell.from_record(record["cell"]),
             record["environment"],
-            "skipped" if record.get("skipped") else record["status"],
+            record["status"],
             ran=tuple(record.get("ran", ())),
             elapsed=record["elapsed"],
             **parts,

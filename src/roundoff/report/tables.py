@@ -137,8 +137,8 @@ def failure_table(rows: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def status_of(row: Mapping[str, Any]) -> str:
-    """What came of a cell: ok, failed, or skipped, which the store holds as a kind of failed."""
-    return "skipped" if row.get("skipped") else str(row.get("status"))
+    """What came of a cell: ok, failed or skipped."""
+    return str(row.get("status"))
 
 
 def _who(row: Mapping[str, Any]) -> list[str]:

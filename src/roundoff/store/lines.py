@@ -18,7 +18,7 @@ from roundoff.store.json import loads
 __all__ = ["SCHEMA", "STATUSES", "Record", "Rows", "check_record", "check_schema"]
 
 SCHEMA = 1
-STATUSES = ("ok", "failed")
+STATUSES = ("ok", "skipped", "failed")
 
 Record = dict[str, Any]
 
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 class _Rank(NamedTuple):
     """Which of two lines with one id counts: the lower. The same in any order of reading."""
 
-    failed: bool
+    status: int
     file: str
     line: int
 
@@ -42,8 +42,8 @@ class _Place:
 class Rows(Mapping[str, Record]):
     """The records of a folder by id, in the order of file and line.
 
-    Where an id occurs more than once, the first "ok" line counts, and any "ok" line
-    counts over a "failed" one. A last line without its newline that is not whole is
+    Where an id occurs more than once, the first "ok" line counts, else the first "skipped",
+    else the first "failed" one. A last line without its newline that is not whole is
     being written, or its writer was killed: it is not there yet, and no problem.
     """
 
@@ -65,9 +65,13 @@ class Rows(Mapping[str, Record]):
     def __len__(self) -> int:
         return len(self._ranked)
 
-    def ids(self, status: str) -> set[str]:
-        """The ids whose record has this status."""
-        return {key for key, (_, record) in self._ranked.items() if record["status"] == status}
+    def ids(self, *statuses: str) -> set[str]:
+        """The ids whose record has one of these statuses."""
+        return {key for key, (_, record) in self._ranked.items() if record["status"] in statuses}
+
+    def finished(self) -> set[str]:
+        """The ids that need no more work: done, or skipped for a reason that is in the id."""
+        return self.ids("ok", "skipped")
 
     def refresh(self) -> int:
         """Read what has been appended since the last time; the number of new lines."""
@@ -101,7 +105,7 @@ class Rows(Mapping[str, Record]):
             self.problems.append(f"{name}:{number}: {error}")
             return
         check_schema(record, f"{self.folder / name}:{number}")
-        rank = _Rank(record["status"] != "ok", name, number)
+        rank = _Rank(STATUSES.index(record["status"]), name, number)
         known = self._ranked.get(record["id"])
         if known is None or rank < known[0]:
             self._ranked[record["id"]] = (rank, record)
@@ -124,7 +128,7 @@ def check_record(value: object) -> Record:
     if not (isinstance(identity, str) and identity and identity.isprintable()):
         raise UsageError(f"'id' must be a text, not {identity!r}")
     if status not in STATUSES:
-        raise UsageError(f"'status' must be 'ok' or 'failed', not {status!r}")
+        raise UsageError(f"'status' must be 'ok', 'skipped' or 'failed', not {status!r}")
     if not isinstance(schema, int):
         raise UsageError(f"'schema' must be an integer, not {schema!r}")
     return record

@@ -25,7 +25,7 @@ KIND = "roundoff run"  # in the manifest: other tools have a manifest.json too
 class Run:
     """A run directory; `Run.open` reads one, `Run.create_or_open` also writes.
 
-    Reading sees each id once: the first "ok" line counts, over any "failed" one. Every
+    Reading sees each id once: the first "ok" line counts, over "skipped" and "failed". Every
     reading method first reads what has been appended since the last.
     """
 
@@ -97,8 +97,8 @@ class Run:
         return list(self.read().values())
 
     def finished_ids(self) -> set[str]:
-        """The ids with an "ok" line; a cell that only failed is not finished."""
-        return self.read().ids("ok")
+        """The ids with an "ok" or "skipped" line; a cell that failed is not finished."""
+        return self.read().finished()
 
     def writer(self) -> Writer:
         """A new writer of this run, to be used in a `with` block."""

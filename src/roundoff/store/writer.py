@@ -61,7 +61,7 @@ class Writer:
     def claim(self, ids: Iterable[str]) -> list[str]:
         """Take in hand those of `ids` that are still to do, in their order.
 
-        Left out are cells with an "ok" line, cells in hand (of another live writer, or
+        Left out are finished cells, cells in hand (of another live writer, or
         of this one already) and cells that failed since this writer began; a cell that
         had failed before is tried again. Claim as much as you will start soon: what
         is in hand here, nobody else does.
@@ -69,7 +69,7 @@ class Writer:
         with self._lock():
             lease = self._open_lease()
             self._rows.refresh()
-            taken = self._rows.ids("ok") | lease.others() | self._mine
+            taken = self._rows.finished() | lease.others() | self._mine
             taken |= self._rows.ids("failed") - self._failed_before
             free = [key for key in dict.fromkeys(ids) if key not in taken]
             lease.take(free)
@@ -79,7 +79,7 @@ class Writer:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line, on the disk when this returns; its cell is then no longer in hand.
 
-        `record` needs an "id", a "status" ("ok" or "failed") and a "schema". A full disk
+        `record` needs an "id", a "status" ("ok", "skipped" or "failed") and a "schema". A full disk
         is a `RunError`; the file then ends where it ended before, and the same record
         can be appended again.
         """

@@ -15,7 +15,7 @@ from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.masks import make_mask
-from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, check, lengths
+from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, lengths, settle
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.inputs import sampled_rows, stored
 from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
@@ -44,9 +44,12 @@ class Attention:
         """The catalogue of attention recipes."""
         return RECIPES
 
+    def settle(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """All parameters in one spelling; lengths that equal their default are the default."""
+        return settle(given)
+
     def draw(self, parameters: Mapping[str, Value], format: Format, seed: int) -> Problem:
         """Draw Q, K, V (and a mask) in float64, and round each once to `format`."""
-        check(parameters)
         drawn = distributions.draw(parameters, seed)
         inputs = {name: stored(x, format) for name, x in drawn.items()}
         rows = cast("int | None", parameters["rows"])

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 
 from roundoff.errors import UsageError
 from roundoff.operators.parsing import distribution, number, positive
-from roundoff.operators.protocol import Parameter, Value
+from roundoff.operators.protocol import Parameter, Value, normalise
 
 __all__ = [
     "DEFAULT_NUMBERS",
     "DISTRIBUTIONS",
     "PARAMETERS",
-    "check",
     "lengths",
     "parse_inputs",
     "parse_mask",
+    "settle",
 ]
 
 MASKS = ("none", "causal", "causal-lower-right", "window:<keys>", "boolean", "additive")
@@ -96,11 +96,25 @@ def lengths(parameters: Mapping[str, Value]) -> tuple[int, int, int, int, int, i
     )  # fmt: skip
 
 
-def check(parameters: Mapping[str, Value]) -> None:
-    """Refuse parameters that cannot go together."""
-    heads, kv_heads, *_ = lengths(parameters)
+def settle(given: Mapping[str, Value]) -> dict[str, Value]:
+    """All parameters in one spelling, or a `UsageError` where they do not go together.
+
+    >>> settle({"kv_len": 1024}) == settle({"seq_len": 1024, "rows": 5000})
+    True
+    """
+    parameters = normalise(PARAMETERS, given)
+    heads, kv_heads, seq_len, kv_len, head_dim, v_dim = lengths(parameters)
     if heads % kv_heads:
         raise UsageError(
             f"heads {heads} is no multiple of kv_heads {kv_heads}; "
             "each key head serves the same number of query heads"
         )
+    rows = parameters["rows"]
+    said_twice = {
+        "kv_heads": kv_heads == heads,
+        "kv_len": kv_len == seq_len,
+        "v_dim": v_dim == head_dim,
+        "scale": parameters["scale"] == head_dim**-0.5,
+        "rows": isinstance(rows, int) and rows >= seq_len,
+    }
+    return {n: None if said_twice.get(n) else value for n, value in parameters.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from roundoff.formats import Format
 from roundoff.operators.inputs import randn, split, stored
 from roundoff.operators.parsing import distribution, positive
-from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
+from roundoff.operators.protocol import Outputs, Parameter, Problem, Value, normalise
 from roundoff.operators.softmax import golden
 from roundoff.operators.softmax.catalogue import RECIPES
 from roundoff.operators.softmax.engine import soften
@@ -87,6 +87,10 @@ class Softmax:
             at = torch.randint(0, length, (rows, 1), device="cpu", generator=generator)
             x = x.scatter_add(1, at, torch.full_like(at, 1.0, dtype=x.dtype) * height)
         return Problem({"x": stored(x, format)}, format, parameters)
+
+    def settle(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """All parameters in one spelling."""
+        return normalise(PARAMETERS, given)
 
     def golden(self, problem: Problem) -> tuple[Outputs, dict[str, float]]:
         """y and log-sum-exp in float64 at the problem's rows, and the condition."""
