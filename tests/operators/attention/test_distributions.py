@@ -208,6 +208,48 @@ def test_bad_spellings(text):
         parse_inputs(text)
 
 
-def test_heads_must_be_shared_evenly():
+@pytest.mark.parametrize("given", [{"heads": 4, "kv_heads": 3}, {"kv_heads": 8}], ids=str)
+def test_heads_must_be_shared_evenly(given):
     with pytest.raises(UsageError, match="no multiple of kv_heads"):
-        problem(heads=4, kv_heads=3)
+        ATTENTION.settle(given)
+
+
+SAID_TWICE = [
+    {"kv_heads": 4},
+    {"heads": 2, "kv_heads": 2},
+    {"kv_len": 1024},
+    {"seq_len": 7, "kv_len": 7},
+    {"v_dim": 64},
+    {"head_dim": 16, "v_dim": 16},
+    {"scale": 0.125},
+    {"head_dim": 16, "scale": "0.25"},
+    {"rows": 1024},
+    {"seq_len": 7, "rows": 5000},
+]
+DERIVED = ("kv_heads", "kv_len", "v_dim", "scale", "rows")
+
+
+@pytest.mark.parametrize("given", SAID_TWICE, ids=str)
+def test_a_value_that_says_its_default_is_the_default(given):
+    others = {name: value for name, value in given.items() if name not in DERIVED}
+    assert ATTENTION.settle(given) == ATTENTION.settle(others)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"kv_heads": 2}, {"kv_len": 7}, {"v_dim": 16}, {"scale": 1.0}, {"rows": 1023},
+     {"kv_heads": 1, "kv_len": 9, "v_dim": 8, "scale": -0.5, "rows": 1}],
+    ids=str,
+)  # fmt: skip
+def test_other_values_are_kept_and_settled_once(given):
+    settled = ATTENTION.settle(given)
+    assert {name: settled[name] for name in given} == given
+    assert ATTENTION.settle(settled) == settled
+
+
+def test_settled_and_spelled_out_parameters_draw_the_same_problem():
+    spelled = {"seq_len": 6, "kv_len": 6, "heads": 2, "kv_heads": 2, "v_dim": 64, "rows": 6}
+    settled = ATTENTION.settle(spelled)
+    a, b = (ATTENTION.draw(p, FORMATS["bf16"], 0) for p in (settled, given_(**spelled)))
+    assert all(torch.equal(a.inputs[x], b.inputs[x]) for x in "qkv")
+    assert torch.equal(call_of(a).rows, call_of(b).rows)
