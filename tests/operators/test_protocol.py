@@ -4,8 +4,10 @@ import contextlib
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -108,12 +110,16 @@ def test_a_default_survives_its_own_parser(name):
             assert parameter.parse(str(parameter.default)) == parameter.default
 
 
+def draw_small(operator, format):
+    small = {"length": 12, "rows": 3} if operator.name == "softmax" else {"seq_len": 12, "heads": 2}
+    return operator.draw(normalise(operator.parameters, small), FORMATS[format], 0)
+
+
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("format", ["bf16", "fp32", "fp64", "e4m3fn"])
 def test_a_problem_has_the_promised_tensors(name, format):
     operator = OPERATORS[name]
-    small = {"length": 12, "rows": 3} if name == "softmax" else {"seq_len": 12, "heads": 2}
-    problem = operator.draw(normalise(operator.parameters, small), FORMATS[format], 0)
+    problem = draw_small(operator, format)
     assert set(problem.inputs) <= set(operator.inputs)
     golden, condition = operator.golden(problem)
     outputs, probes = operator.run(next(iter(operator.recipes.values())), problem)
@@ -124,6 +130,23 @@ def test_a_problem_has_the_promised_tensors(name, format):
     some = operator.take_rows(golden, fewer)
     for n in golden:
         assert (some[n] - high[n] - low[n]).abs().max() < 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_golden_and_precise_stay_on_the_device_of_the_inputs(name):
+    operator = OPERATORS[name]
+    here = draw_small(operator, "fp64")
+    there = replace(here, inputs={n: x.cuda() for n, x in here.inputs.items()})
+    fewer, high, low = operator.precise(there)
+    some = operator.take_rows(operator.golden(there)[0], fewer)
+    _, exact, rest = operator.precise(here)
+    for n in high:
+        assert {x[n].device.type for x in (some, high, low)} == {"cuda"}
+        assert (some[n] - high[n] - low[n]).abs().max() < 1e-12
+        assert torch.equal(high[n].cpu(), exact[n])
+        assert torch.equal(low[n].cpu(), rest[n])
 
 
 def test_names_can_be_listed_without_torch():

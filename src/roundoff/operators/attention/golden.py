@@ -16,6 +16,7 @@ from torch import Tensor
 from roundoff.operators.arithmetic import plain_arithmetic
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.operands import shared_heads
+from roundoff.operators.precise import as_numbers, as_pair
 from roundoff.registry import require
 
 __all__ = ["golden", "precise"]
@@ -95,21 +96,10 @@ def precise(call: Call, *, digits: int = 50) -> tuple[Attention, Attention]:
     """
     mpmath: Any = require("mpmath", extra="dev", purpose="golden beyond float64")
     with mpmath.workdps(digits):
-        values = _precise_rows(mpmath, call)
-        shape = (*call.q.shape[:2], len(call.rows))
-        high = [[float(x) for x in row] for row in values]
-        low = [[_rest(mpmath, x) for x in row] for row in values]
-    return _as_attention(high, shape), _as_attention(low, shape)
-
-
-def _rest(mp: Any, x: Any) -> float:
-    rest = float(x - mp.mpf(float(x)))
-    return 0.0 if math.isnan(rest) else rest
-
-
-def _as_attention(rows: list[list[float]], shape: tuple[int, ...]) -> Attention:
-    table = torch.tensor(rows, dtype=torch.float64)
-    return Attention(table[:, :-1].reshape(*shape, -1), table[:, -1].reshape(shape))
+        pair = as_pair(mpmath, _precise_rows(mpmath, call), call.q.device)
+    shape = (*call.q.shape[:2], len(call.rows))
+    high, low = (Attention(x[:, :-1].reshape(*shape, -1), x[:, -1].reshape(shape)) for x in pair)
+    return high, low
 
 
 def _precise_rows(mp: Any, call: Call) -> list[list[Any]]:
@@ -118,16 +108,12 @@ def _precise_rows(mp: Any, call: Call) -> list[list[Any]]:
     k, v = (shared_heads(x.double(), q.shape[1]) for x in (call.k, call.v))
     zero = torch.zeros(*q.shape[:-1], k.shape[-2], dtype=torch.float64, device=q.device)
     bias = call.mask.apply(zero, call.rows, slice(0, k.shape[-2]), call.lengths)
-    flat = [_lists(x.flatten(0, 1)) for x in (q, k, v, bias)]
+    flat = [as_numbers(x.flatten(0, 1)) for x in (q, k, v, bias)]
     return [
         _precise_row(mp, row, keys, values, (extra, call.scale))
         for queries, keys, values, extras in zip(*flat, strict=True)
         for row, extra in zip(queries, extras, strict=True)
     ]
-
-
-def _lists(x: Any) -> list[Any]:
-    return x.tolist()
 
 
 def _precise_row(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roundoff.operators.precise import as_numbers, as_pair
 from roundoff.registry import require
 
 __all__ = ["golden", "precise"]
@@ -54,14 +55,9 @@ def precise(x: Tensor, *, digits: int = 50) -> tuple[Pair, Pair]:
     """y and log-sum-exp to `digits` digits with mpmath: as float64, and what that left out."""
     mpmath: Any = require("mpmath", extra="dev", purpose="golden beyond float64")
     with mpmath.workdps(digits):
-        rows = [_precise_row(mpmath, row) for row in _lists(x.double())]
-        high = [[float(value) for value in row] for row in rows]
-        low = [[_rest(mpmath, value) for value in row] for row in rows]
-    return _as_pair(high, x.shape[-1]), _as_pair(low, x.shape[-1])
-
-
-def _lists(x: Any) -> list[list[float]]:
-    return x.tolist()
+        rows = [_precise_row(mpmath, row) for row in as_numbers(x)]
+        high, low = as_pair(mpmath, rows, x.device)
+    return (high[:, :-1], high[:, -1]), (low[:, :-1], low[:, -1])
 
 
 def _precise_row(mp: Any, row: list[float]) -> list[Any]:
@@ -74,13 +70,3 @@ def _precise_row(mp: Any, row: list[float]) -> list[Any]:
     p = [mp.mpf(0) if value == -mp.inf else mp.exp(value - m) for value in values]
     total = mp.fsum(p)
     return [value / total for value in p] + [m + mp.log(total)]
-
-
-def _rest(mp: Any, value: Any) -> float:
-    rest = float(value - mp.mpf(float(value)))
-    return 0.0 if math.isnan(rest) else rest
-
-
-def _as_pair(rows: list[list[float]], length: int) -> Pair:
-    table = torch.tensor(rows, dtype=torch.float64).reshape(-1, length + 1)
-    return table[:, :-1], table[:, -1]

@@ -126,7 +126,7 @@ class Softmax:
     def precise(self, problem: Problem) -> tuple[Problem, Outputs, Outputs]:
         """Golden with 50 digits, at as many rows as a second allows."""
         x = problem.inputs["x"]
-        rows = torch.arange(len(x)) if problem.rows is None else problem.rows
+        rows = torch.arange(len(x), device=x.device) if problem.rows is None else problem.rows
         step = max(1, math.ceil(len(rows) * x.shape[-1] / PRECISE_EXPONENTIALS))
         fewer = replace(problem, rows=rows[::step])
         high, low = golden.precise(_at_rows(fewer))
