@@ -32,6 +32,21 @@ class TestCells:
         made = [c for c in cells(recipes="fa2", timing=True) if c.kind == "timing"]
         assert [(c.candidate.name, c.seed) for c in made] == [("torch-math", 0)]
 
+    def test_seeds_do_not_multiply_what_is_not_drawn(self, tmp_path):
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(b"never read as tensors here")
+        axes = {"inputs": f"normal,file:{path}", "seq_len": 16}
+
+        def seeds(**more):
+            found = {}
+            for cell in cells(axes=axes | more, seeds=3, first_seed=4):
+                found.setdefault(cell.parameters["inputs"], []).append(cell.seed)
+            return list(found.values())
+
+        assert seeds() == [[4, 5, 6], [4]]
+        assert seeds(rows=16) == [[4, 5, 6], [4]]  # all rows
+        assert seeds(rows=8) == [[4, 5, 6], [4, 5, 6]]  # each seed sees others
+
     def test_sweeps_that_overlap_give_a_cell_once(self):
         one, two = sweep(axes={"seq_len": "16,32"}), sweep(axes={"seq_len": "32,64"})
         assert len(Plan(sweep=(one, two)).cells()) == 3 * 2

@@ -1,4 +1,4 @@
-"""`Sweep` and `Plan`: which cells, as data. Nothing is drawn, loaded or run here."""
+"""`Sweep` and `Plan`: which cells, as data. Nothing is drawn or run here."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Sweep(BaseModel):
     """Every combination of candidates, formats, axes and seeds, against one baseline.
 
     `axes` maps a parameter of the operator to its values, spelled as on the command line
-    (`512:4096:x2`). Axes that only recipes have (`tile`) do not multiply kernels.
+    (`512:4096:x2`). Axes that only recipes have (`tile`) do not multiply kernels, and seeds
+    do not multiply inputs from a file, unless they sample its rows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -137,11 +138,12 @@ class Sweep(BaseModel):
         own = {n: v for n, v in values.items() if operator.parameters[n].recipe_only}
         shared = {n: v for n, v in values.items() if n not in own}
         formats = dict.fromkeys(catalogued(text).name for text in self.formats)
-        for format, point, seed in itertools.product(formats, _product(shared), seeds):
+        for format, point in itertools.product(formats, _product(shared)):
             parameters = operator.settle(point)
-            for choice in _product(own):
-                parsed = operator.settle(point | choice)
-                yield format, seed, parameters, {n: parsed[n] for n in own}
+            choices = [operator.settle(point | choice) for choice in _product(own)]
+            for seed in seeds if _draws(operator, parameters) else seeds[:1]:
+                for parsed in choices:
+                    yield format, seed, parameters, {n: parsed[n] for n in own}
 
     def _kinds(
         self, baseline: SubjectName, candidate: SubjectName, format: str,
@@ -197,6 +199,14 @@ def _axis(operator: Operator, name: str, texts: tuple[str, ...]) -> list[Value]:
     if not texts:
         raise UsageError(f"--{name.replace('_', '-')}: expected at least one value")
     return [v for text in texts for v in parse_axis(operator.parameters[name], text)]
+
+
+def _draws(operator: Operator, parameters: Mapping[str, Value]) -> bool:
+    """Whether another seed is another measurement: not of one file's tensors, all rows of them.
+
+    As cells of their own they would count as independent, and shrink every standard error.
+    """
+    return parameters.get("rows") is not None or not operator.content(parameters)
 
 
 def _product(axes: Mapping[str, list[Value]]) -> Iterator[dict[str, Value]]:
