@@ -139,6 +139,14 @@ def test_floor_is_half_an_ulp(format):
     assert measure_deviation(golden, kernel, format=format).rmse > low.rmse
 
 
+def test_floor_of_float64_is_what_golden_leaves_out():
+    golden, rest = normal(4, 8), normal(4, 8, seed=1) * 2.0**-55
+    low = metrics.floor(golden, "fp64", golden_rest=rest)
+    assert low.rmse == pytest.approx(rest.square().mean().sqrt().item())
+    assert low.max_abs_err == rest.abs().max().item()
+    assert metrics.floor(golden, "fp64").rmse == 0
+
+
 def test_record_is_plain_and_complete():
     d = measure_deviation(normal(2, 3), normal(2, 3, seed=1), format=BF16)
     record = d.to_record()

@@ -187,7 +187,7 @@ def _compared(
             golden, x, format=stored, baseline=against, cluster_dims=min(dims, x.ndim),
             golden_rest=rest,
         ).to_record()  # fmt: skip
-        lowest = floor(golden, stored, cluster_dims=min(dims, x.ndim)).to_record()
+        lowest = floor(golden, stored, cluster_dims=min(dims, x.ndim), golden_rest=rest).to_record()
         floors[name] = {metric: lowest[metric] for metric in FLOOR_METRICS}
         if against is not None:
             matches[name] = evidence(round_to(golden, stored), against, x)

@@ -126,12 +126,19 @@ def measure_deviation(
     )
 
 
-def floor(golden: Tensor, format: str | Format, *, cluster_dims: int = 1) -> Deviation:
+def floor(
+    golden: Tensor,
+    format: str | Format,
+    *,
+    cluster_dims: int = 1,
+    golden_rest: Tensor | None = None,
+) -> Deviation:
     """Return the deviation of golden rounded once to `format`.
 
     No kernel that stores its output in this format can have a smaller rmse: what a kernel
     shows beyond this is its own. (Except where golden overflows the format: rounding makes
-    that infinite, and a kernel that saturates is closer.)
+    that infinite, and a kernel that saturates is closer.) `golden_rest` is what rounding golden
+    to float64 left out; without it, the floor of float64 would be 0.
     Special values and errors: as `measure_deviation`.
 
     >>> import torch
@@ -139,7 +146,9 @@ def floor(golden: Tensor, format: str | Format, *, cluster_dims: int = 1) -> Dev
     0.25
     """
     rounded = round_to(golden.detach(), format)
-    return measure_deviation(golden, rounded, format=format, cluster_dims=cluster_dims)
+    return measure_deviation(
+        golden, rounded, format=format, cluster_dims=cluster_dims, golden_rest=golden_rest
+    )
 
 
 def _sizes(found: Gathered) -> dict[str, float]:
