@@ -78,7 +78,7 @@ def test_a_kernel_of_the_users_costs_only_itself(folder):
     names = ",".join(f"mine.py:{name}" for name in ("good", *bad, "nan"))
     out, err = folder.run(
         "bench", "--kernel", names, "--recipe", "fa2", "--heads", 1, "--head-dim", 8, "--seq-len",
-        8, "--seeds", 1, "--jobs", 2, "--timeout", 8, "-o", "run", "--json",
+        8, "--seeds", 1, "--jobs", 2, "--timeout", 8, "-o", "run", "--json", status=2,
     )  # fmt: skip
     rows = {row["cell"]["candidate"].rpartition(":")[2]: row for row in strict(out)["rows"]}
     assert {n: rows[n]["error"] for n in bad} == bad
@@ -87,8 +87,38 @@ def test_a_kernel_of_the_users_costs_only_itself(folder):
     assert rows["nan"]["outputs"]["out"]["rmse"] == "nan"
     assert rows["good"]["outputs"]["out"]["nan_count"] == 0
     assert "5 cells failed, 0 were skipped" in err
-    assert "no luck [/today]" in " ".join(err.split())
+    for name, error in bad.items():
+        assert f"failed: kernel:mine.py:{name}: {error}" in err.splitlines()
     assert "Traceback" not in err
+
+
+def test_a_candidate_that_gave_nothing_is_status_2(folder, inside):
+    (folder.path / "mine.py").write_text(KERNELS)
+    small = ("--heads", 1, "--head-dim", 8, "--seq-len", 8, "--seeds", 1, "-j", 1, "-o", "run")
+    inside("bench", "--kernel", "mine.py:good", *small)
+    _, err = inside("bench", "--kernel", "mine.py:good,mine.py:shape", *small, status=2)
+    [line] = [line for line in err.splitlines() if "mine.py:shape'" in line]
+    assert line.startswith("failed: kernel:mine.py:shape: KernelError: ")
+    assert line.endswith("(is --layout right?)")
+
+
+def test_what_is_not_taken_is_status_2_only_if_nothing_is(folder, inside):
+    small = ("--heads", 1, "--head-dim", 8, "--seq-len", 8, "--seeds", 1, "-j", 1, "-o", "run")
+    inside("bench", "--recipe", "fa2", "--kernel", "torch-math-reduced", *small, "--format", "fp32")
+    none = ("bench", "--baseline", "torch-math-reduced", *small, "--format", "fp32")
+    for _ in range(2):  # also where the run has it already
+        inside(*none, status=2)
+
+
+def test_a_damaged_line_is_told_with_its_place(folder, inside):
+    command = ("bench", *SMALL, "-o", "run")
+    inside(*command)
+    (folder.path / "run" / "cells-edited.jsonl").write_text('{"schema": 1, "id": \n')
+    _, err = inside(*command)
+    assert any(
+        line.startswith("roundoff: cells-edited.jsonl:1: not strict JSON")
+        for line in err.splitlines()
+    )
 
 
 def test_an_edited_kernel_is_measured_again(folder):

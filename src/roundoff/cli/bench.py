@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from roundoff.bench.plan import Plan, make_plan, read_plan
-from roundoff.cli.deviations import deviations, point, varied
+from roundoff.cli.deviations import Row, deviations, point, varied
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import print_json, print_table, say_again
 from roundoff.errors import UsageError
@@ -93,13 +94,22 @@ def bench_command(
         _show_plan(made, cells, running)
         return 0
     folder = running.output or Path("runs") / "bench"
-    run, named, progress = carry_out(
+    run, named, _ = carry_out(
         cells, running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
     )
-    _show(run, named, running)
+    rows = [row for row in run.rows() if row["id"] in named]
+    _show(run, rows, running)
     say_again(folder)
-    nothing = progress.total and progress.failed + progress.skipped == progress.total
-    return 2 if nothing else 0
+    return 2 if _is_empty_handed(rows) else 0
+
+
+def _is_empty_handed(rows: Sequence[Row]) -> bool:
+    """Whether nothing was measured, or a candidate failed wherever it was tried."""
+    statuses: dict[str, set[str]] = {}
+    for row in rows:
+        statuses.setdefault(row["cell"]["candidate"], set()).add(row["status"])
+    hopeless = any("failed" in found and "ok" not in found for found in statuses.values())
+    return hopeless or bool(rows) and all("ok" not in found for found in statuses.values())
 
 
 def _first_kernel(operator: str) -> str:
@@ -138,8 +148,7 @@ def _show_plan(plan: Plan, cells: list[Cell], running: Running) -> None:
     )
 
 
-def _show(run: Run, named: dict[str, Cell], running: Running) -> None:
-    rows = [row for row in run.rows() if row["id"] in named]
+def _show(run: Run, rows: Sequence[Row], running: Running) -> None:
     if running.json:
         print_json("bench", {"run": str(run.path), "rows": rows})
         return

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["deviations", "point", "varied"]
+__all__ = ["Row", "deviations", "point", "varied"]
 
 COLUMNS = ["rmse>", "x base>", "x floor>", "gain ± se>", "ulp p99>", "match>"]
 Row = Mapping[str, Any]

@@ -72,7 +72,7 @@ def carry_out(
 def _tell_failures(run: Run, named: Mapping[str, Cell], progress: Progress) -> None:
     console = messages()
     for problem in run.problems:
-        console.print(f"roundoff: {problem}", style="yellow", markup=False)
+        console.print(f"roundoff: {problem}", style="yellow", markup=False, soft_wrap=True)
     if not (progress.failed or progress.skipped):
         return
     told: set[str] = set()
@@ -81,6 +81,6 @@ def _tell_failures(run: Run, named: Mapping[str, Cell], progress: Progress) -> N
         if row["id"] in named and error and error not in told and len(told) < 10:
             told.add(error)
             how, style = ("skipped", "dim") if row["status"] == "skipped" else ("failed", "red")
-            text = f"{how}: {row['cell']['candidate']}: {error}"
-            console.print(text, style=style, markup=False)
+            text = " ".join(f"{how}: {row['cell']['candidate']}: {error}".split())
+            console.print(text, style=style, markup=False, soft_wrap=True)
     console.print(f"{progress.failed} cells failed, {progress.skipped} were skipped")
