@@ -109,7 +109,7 @@ def _is_empty_handed(rows: Sequence[Row]) -> bool:
     for row in rows:
         statuses.setdefault(row["cell"]["candidate"], set()).add(row["status"])
     hopeless = any("failed" in found and "ok" not in found for found in statuses.values())
-    return hopeless or bool(rows) and all("ok" not in found for found in statuses.values())
+    return hopeless or (bool(rows) and all("ok" not in found for found in statuses.values()))
 
 
 def _first_kernel(operator: str) -> str:

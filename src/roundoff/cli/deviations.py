@@ -17,8 +17,8 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and lines: medians over seeds, of the operator's first output.
 
     `x base` is rmse over the baseline's, `x floor` over that of golden rounded once; `gain` is
-    pooled over seeds, its error taken over heads and seeds; `match` is the share of bits equal to
-    the baseline's. NaN and infinity are shown as such.
+    the mean over seeds, its error from their spread (of one seed: from its heads); `match` is the share of
+    bits equal to the baseline's. NaN and infinity are shown as such.
     """
     names = varied(rows)
     groups: dict[str, dict[str, list[Row]]] = {}
@@ -57,12 +57,20 @@ def _middle(values: Iterable[float | None]) -> float:
 
 
 def _pooled(gains: list[float | None], errors: list[float | None]) -> str:
-    """The mean gain with its standard error, from the seeds' own errors over heads."""
+    """The mean gain with its standard error: seeds are independent, so their spread tells it.
+
+    One seed has no spread, and keeps its own error, over heads. NaN where either is infinite.
+    """
     found = [g for g in gains if g is not None]
     if not found:
         return "-"
-    variance = sum((e if e is not None else math.nan) ** 2 for e in errors) / len(found) ** 2
-    return f"{statistics.fmean(found):+.1e} ±{math.sqrt(variance):.0e}"
+    if len(found) == 1:
+        error = errors[0] if errors[0] is not None else math.nan
+    elif all(map(math.isfinite, found)):
+        error = statistics.stdev(found) / math.sqrt(len(found))
+    else:
+        error = math.nan
+    return f"{statistics.fmean(found):+.1e} ±{error:.0e}"
 
 
 def varied(rows: Sequence[Row]) -> list[str]:

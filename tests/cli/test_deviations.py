@@ -1,0 +1,50 @@
+"""The table that `roundoff bench` prints: medians over seeds, and how sure the gain is."""
+
+import math
+import statistics
+
+import pytest
+
+from roundoff.cli.deviations import deviations
+
+
+def row(gain, gain_se, seed):
+    outputs = {"out": {"rmse": 1e-3, "gain": gain, "gain_se": gain_se}}
+    cell = {"candidate": "recipe:fa2", "format": "bf16", "params": {"heads": 1}, "seed": seed}
+    return {"cell": cell, "outputs": outputs, "floor": {"out": {"rmse": 5e-4}}}
+
+
+def gain_of(*pairs):
+    columns, [line] = deviations([row(*pair, seed) for seed, pair in enumerate(pairs)])
+    return line[columns.index("gain ± se>")]
+
+
+def test_one_seed_keeps_its_own_error():
+    assert gain_of((-2e-4, 3e-5)) == "-2.0e-04 ±3e-05"
+
+
+def test_seeds_are_independent():
+    """Also with one head, which has no error of its own."""
+    gains = [-3e-4, -1e-4, -2e-4]
+    error = statistics.stdev(gains) / math.sqrt(3)
+    assert gain_of(*((g, math.nan) for g in gains)) == f"-2.0e-04 ±{error:.0e}"
+    assert gain_of(*((g, 1e-9) for g in gains)) == f"-2.0e-04 ±{error:.0e}"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_shown(bad):
+    assert gain_of((bad, math.nan), (1e-4, 1e-5)) == f"{bad:+.1e} ±nan"
+    assert gain_of((bad, math.nan)) == f"{bad:+.1e} ±nan"
+
+
+def test_nothing_measured():
+    assert gain_of((None, None)) == "-"
+
+
+def test_one_seed_with_one_head():
+    assert gain_of((1e-4, None)) == "+1.0e-04 ±nan"
+
+
+def test_over_the_floor():
+    columns, [line] = deviations([row(0.0, 0.0, 0)])
+    assert line[columns.index("x floor>")] == "2"
