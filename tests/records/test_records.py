@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,19 +121,38 @@ class TestEnvironment:
         assert Environment.here().numerics() != before
 
     def test_our_own_source_is_part_of_the_numerics(self, tmp_path, monkeypatch):
-        for name in (*environment._NUMERIC_ROOMS, "store"):
-            if name.endswith(".py"):
-                (tmp_path / name).write_text("")
-                continue
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "a.py").write_text("X = 1\n")
+        for name in (*environment._NUMERIC_ROOMS, "store", "bench/plan.py"):
+            file = tmp_path / name if name.endswith(".py") else tmp_path / name / "a.py"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("X = 1\n")
         monkeypatch.setattr(environment.roundoff, "__file__", str(tmp_path / "__init__.py"))
         digest = environment._source.__wrapped__
         before = digest()
-        (tmp_path / "store" / "a.py").write_text("X = 2\n")
-        assert digest() == before
-        (tmp_path / "formats" / "a.py").write_text("X = 2\n")
-        assert digest() != before
+        for name in ("store/a.py", "bench/plan.py"):
+            (tmp_path / name).write_text("X = 2\n")
+            assert digest() == before
+        for name in ("formats/a.py", "registry.py", "bench/measure.py"):
+            (tmp_path / name).write_text("X = 2\n")
+            assert digest() != before
+            before = digest()
+
+    def test_every_numeric_room_is_there(self):
+        root = Path(environment.roundoff.__file__).parent
+        assert all((root / room).exists() for room in environment._NUMERIC_ROOMS)
+
+    def test_the_compiler_is_part_of_the_numerics(self, tmp_path, monkeypatch):
+        before = Environment.here()
+        compiler = tmp_path / "mine++"
+        compiler.write_text("#!/bin/sh\necho mine++ 1.2\necho more\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        assert Environment.here().libraries["c++"] == "mine++ 1.2"
+        assert Environment.here().numerics() != before.numerics()
+
+    @pytest.mark.parametrize("name", ["no-such-compiler", "false"])
+    def test_no_compiler_is_no_error(self, name, monkeypatch):
+        monkeypatch.setenv("CXX", name)
+        assert "c++" not in Environment.here().libraries
 
     @pytest.mark.parametrize("device", ["cuda", "cuda:7"])
     def test_a_device_that_is_not_here(self, device, monkeypatch):

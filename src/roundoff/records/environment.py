@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,10 +29,13 @@ _VARIABLES = (
     "PYTORCH_TUNABLEOP_ENABLED", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT",
     "NUMBA_DISABLE_INTEL_SVML", "NUMBA_ENABLE_AVX", "NUMBA_OPT", "TORCH_COMPILE_DISABLE",
     "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_EMULATE_PRECISION_CASTS",
-    "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", "TRITON_F32_DEFAULT",
+    "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", "TRITON_F32_DEFAULT", "CXX",
 )  # fmt: skip
+# `registry.py` says which libraries are here, and so whether their fast twins compute. Plans
+# and sweeps decide which cells there are, and no number of any.
 _NUMERIC_ROOMS = (
-    "formats", "sites.py", "metrics", "operators", "kernels", "intercept", "bench",
+    "formats", "sites.py", "metrics", "operators", "kernels", "intercept", "registry.py",
+    "bench/identity.py", "bench/measure.py", "bench/subjects.py", "bench/timing.py",
 )  # fmt: skip
 
 
@@ -64,7 +68,7 @@ class Environment:
             roundoff=roundoff.__version__,
             source=_source(),
             python=platform.python_version(),
-            libraries=_versions(),
+            libraries={**_versions(), **_compiler(os.environ.get("CXX"))},
             device=_device_name(device),
             processor=_processor(),
             instruction_set=_instruction_set(),
@@ -111,6 +115,21 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def _compiler(chosen: str | None) -> dict[str, str]:
+    """The C++ compiler that torch compiles its own kernels with, if one is here."""
+    for name in (chosen,) if chosen else ("g++", "clang++"):
+        try:
+            told = subprocess.run(
+                [name, "--version"], capture_output=True, text=True, timeout=20, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if lines := told.stdout.splitlines():
+            return {"c++": lines[0].strip()}
+    return {}
 
 
 @cache
