@@ -17,8 +17,8 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Columns and lines: medians over seeds, of the operator's first output.
 
     `x base` is rmse over the baseline's, `x floor` over that of golden rounded once; `gain` is
-    the mean over seeds, its error from their spread (of one seed: from its heads); `match` is the share of
-    bits equal to the baseline's. NaN and infinity are shown as such.
+    the mean over seeds, its error from their spread (of one seed: from its heads); `match` is
+    the share of bits equal to the baseline's. NaN and infinity are shown as such.
     """
     names = varied(rows)
     groups: dict[str, dict[str, list[Row]]] = {}
