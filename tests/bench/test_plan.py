@@ -2,6 +2,7 @@
 
 import pytest
 
+from roundoff import bench
 from roundoff.bench.plan import Plan, Sweep, groups, make_plan, read_plan
 from roundoff.errors import UsageError
 
@@ -152,3 +153,9 @@ class TestReading:
             path.write_bytes(data)
         with pytest.raises(UsageError, match=message):
             read_plan(path)
+
+
+def test_the_names_of_the_room():
+    assert bench.__all__ == sorted(bench.__all__, key=lambda n: (not n[0].isupper(), n))
+    assert set(bench._PLACES) == set(bench.__all__) == set(dir(bench))
+    assert all(getattr(bench, name) is not None for name in bench.__all__)
