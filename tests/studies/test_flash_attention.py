@@ -58,12 +58,13 @@ def narrow_state(cell: Cell) -> float:
     name = cell.candidate.name
     if cell.baseline.kind == "recipe":
         return EPS[cell.format]
-    if name in ("paper-bf16", "fa2-bf16-state") and tiled(cell):
+    if name in ("paper-bf16", "fa2-bf16-state", "fa2-bf16-sum", "fa2-bf16-output"):
         return 1e-3 * tiles(cell) ** 0.5
     if name in ("baseline-bf16", "torch-math-reduced", "baseline-fp16"):
         return 1e-3
     if "fp8" in name:
-        return {"fa3-fp8": 1e-2, "fa3-fp8-no-blocks": 1e-2}.get(name, 2.5e-2)
+        factor = {"fa3-fp8": 1.0, "fa3-fp8-no-blocks": 1.0}.get(name, 3.0)
+        return 1e-2 * (factor if cell.parameters["inputs"] == "outliers" else 1.2 * factor**0.1)
     return 3e-4
 
 
@@ -73,8 +74,7 @@ def flat(cell: Cell) -> float:
 
 
 def test_the_state_decides(cells: list[Cell]) -> None:
-    found = outcomes(cells, narrow_state)
-    assert found == {
+    assert outcomes(cells, narrow_state) == {
         "C1": "holds only if",
         "C2": "holds",
         "C3": "holds only if",
@@ -84,21 +84,60 @@ def test_the_state_decides(cells: list[Cell]) -> None:
         "FA3-16": "holds only if",
         "FA3-8": "holds",
         "LAW": "holds",
+        "CAUSE": "holds",
     }
 
 
 def test_nothing_depends_on_anything(cells: list[Cell]) -> None:
     found = outcomes(cells, flat)
-    assert found["C1"] == found["C3"] == found["C4"] == "does not hold"
-    assert found["C2"] == "holds"
+    assert {c for c, outcome in found.items() if outcome == "holds"} == {"C2", "LAW"}
+    assert found["C1"] == found["C3"] == found["C4"] == found["CAUSE"] == "does not hold"
     assert found["FA3-16"] == found["FA3-8"] == "does not hold"
 
 
-def test_the_condition_names_state_and_number_of_tiles(cells: list[Cell]) -> None:
-    c1 = next(v for v in STUDY.judge(rows(cells, narrow_state)) if v.claim == "C1")
-    assert "bf16" in c1.condition
-    assert "n/tile" in c1.condition
-    assert "fp32 inside" in c1.condition
+def c1(cells: list[Cell], model: Model):
+    return next(v for v in STUDY.judge(rows(cells, model)) if v.claim == "C1")
+
+
+def test_the_condition_names_the_state_and_from_how_many_tiles_on(cells: list[Cell]) -> None:
+    verdict = c1(cells, narrow_state)
+    assert "everything in bf16 or its state (m, l, O) in bf16" in verdict.condition
+    assert "fp32" not in verdict.condition
+    # sqrt(n/tile) * 1e-3 / 3e-4 passes 5 between 2 and 4 tiles, and over 1e-3 at 32.
+    assert "from n/tile 4 over fp32 inside" in verdict.measured
+    assert "from n/tile 32 over all bf16" in verdict.measured
+
+
+def test_one_number_of_tiles_alone_is_no_threshold(cells: list[Cell]) -> None:
+    def odd(cell: Cell) -> float:
+        if cell.candidate.name in ("paper-bf16", "fa2") and tiled(cell) and tiles(cell) == 8:
+            return 3e-3
+        return 3e-4
+
+    assert c1(cells, odd).outcome == "does not hold"
+
+
+@pytest.mark.parametrize("lost", ["torch-cpu-flash", "fa2", "fp8-per-tensor", "paper-bf16"])
+def test_a_nan_among_the_rows_is_never_dropped(lost: str, cells: list[Cell]) -> None:
+    table = rows(cells, narrow_state)
+    at = table.index[(table["candidate"].str.endswith(f":{lost}")) & (table["seed"] == 3)]
+    table.loc[at, ["out_rmse", "out_rel_l2", "out_max_abs_err"]] = float("nan")
+    uses = {
+        "torch-cpu-flash": {"C1", "C3", "FA3-16"},
+        "fa2": {"C1", "C3", "C4", "FA3-16"},
+        "fp8-per-tensor": {"FA3-8"},
+        "paper-bf16": {"C1", "C2", "C3", "C4", "C5", "C6", "LAW"},
+    }
+    found = {v.claim: v.outcome for v in STUDY.judge(table)}
+    assert {c for c, outcome in found.items() if outcome == "cannot tell"} >= uses[lost]
+
+
+def test_skipped_cells_do_not_count(cells: list[Cell]) -> None:
+    table = rows(cells, narrow_state)
+    flex = table["candidate"] == "kernel:torch-flex"
+    table.loc[flex, "status"] = "skipped"
+    table.loc[flex, ["out_rmse", "out_rel_l2", "out_max_abs_err"]] = float("nan")
+    assert "cannot tell" not in {v.outcome for v in STUDY.judge(table)}
 
 
 def test_square_tiles_must_agree_in_every_seed(cells: list[Cell]) -> None:
@@ -125,14 +164,9 @@ def test_missing_rows_are_told_and_not_guessed(claim, cells: list[Cell]) -> None
     assert "missing" in verdict.measured
 
 
-def test_failed_rows_are_not_judged(cells: list[Cell]) -> None:
-    failed = rows(cells, flat).assign(status="failed")
-    assert {v.outcome for v in STUDY.judge(failed)} == {"cannot tell"}
-
-
-def test_nan_errors_do_not_hold_anything(cells: list[Cell]) -> None:
-    found = outcomes(cells, lambda cell: float("nan"))
-    assert "holds" not in {found[c] for c in ("C1", "C2", "C3", "C4", "C5", "FA3-16", "FA3-8")}
+def test_what_was_not_measured_cannot_be_judged(cells: list[Cell]) -> None:
+    nothing = rows(cells, lambda cell: float("nan"))
+    assert {v.outcome for v in STUDY.judge(nothing)} == {"cannot tell"}
 
 
 @pytest.mark.parametrize("name", list(STUDIES))

@@ -7,13 +7,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from roundoff.bench.subjects import resolve_subject
+from roundoff.bench.sweep import identified
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
-from roundoff.records import SCHEMA, Verdict
+from roundoff.errors import UnsupportedError
+from roundoff.operators import OPERATORS
+from roundoff.records import SCHEMA, Cell, SubjectName, Verdict
 from roundoff.store import Run
 from roundoff.store.json import canonical
+from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
-from roundoff.studies.study import Frame
 
 __all__ = ["study_command"]
 
@@ -53,7 +57,7 @@ def study_command(
     plan = plan.model_copy(
         update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}
     )
-    cells = plan.cells()
+    cells = _that_run_here(plan.cells())
     if dry_run:
         cost = plan.cost()
         text = f"{len(cells)} cells, {cost:.2g} operations, about {_minutes(cost)}"
@@ -64,10 +68,15 @@ def study_command(
         return 0
     folder = running.output or Path("runs") / f"{name}-{preset}"
     started = time.perf_counter()
-    run, named, progress = carry_out(
+    run, _, progress = carry_out(
         cells, running, folder=folder, manifest={"study": name, "preset": preset}
     )
-    verdicts = study.judge(_rows(run, list(named)))
+    records = _planned(run, cells)
+    missing = sum(record["status"] == "missing" for record in records)
+    if running.shard and missing:
+        messages().print(f"{missing} of {len(records)} cells are left to the other shards")
+        return 0
+    verdicts = study.judge(frame(records))
     judged = {
         "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
         "command": command_line(), "claims": [v.to_record() for v in verdicts],
@@ -75,12 +84,28 @@ def study_command(
     news = _keep(run, judged) or progress.done > 0
     pages = _report(run, again=news) if report else []
     _show(run, verdicts, pages, running, time.perf_counter() - started)
-    return 2 if any(v.outcome == "cannot tell" for v in verdicts) and progress.failed else 0
+    return 2 if progress.failed and any(v.outcome == "cannot tell" for v in verdicts) else 0
 
 
-def _rows(run: Run, ids: list[str]) -> Frame:
-    frame: Frame = run.frame()
-    return frame[frame["id"].isin(ids)]
+def _that_run_here(cells: list[Cell]) -> list[Cell]:
+    """The cells whose kernels can run on this machine; what is left out is told, with why."""
+    absent: dict[SubjectName, str] = {}
+    for name in dict.fromkeys(n for c in cells for n in (c.baseline, c.candidate)):
+        try:
+            resolve_subject(OPERATORS[cells[0].operator], name)
+        except UnsupportedError as error:
+            absent[name] = str(error)
+            messages().print(f"left out: {error}", style="dim", soft_wrap=True)
+    return [c for c in cells if c.baseline not in absent and c.candidate not in absent]
+
+
+def _planned(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
+    """The run's record of every planned cell; one that is not there yet is `missing`."""
+    found = {row["id"]: row for row in run.rows()}
+    return [
+        found.get(id_) or {"id": id_, "status": "missing", "cell": cell.to_record()}
+        for id_, cell in identified(cells).items()
+    ]
 
 
 def _minutes(cost: float) -> str:

@@ -57,7 +57,7 @@ class Claim:
         try:
             found = self.judge(rows)
         except (KeyError, ValueError, IndexError, UsageError) as error:
-            found = Finding("cannot tell", f"rows are missing: {type(error).__name__} {error}")
+            found = Finding("cannot tell", f"rows are missing: {error}")
         evidence: list[dict[object, Any]] = []
         if found.evidence is not None:
             evidence = found.evidence.to_dict("records")
@@ -84,6 +84,10 @@ class Study:
         return self.presets[preset]()
 
     def judge(self, rows: Frame) -> list[Verdict]:
-        """The verdict of every claim."""
-        good = rows[rows["status"] == "ok"]
-        return [claim.verdict(good) for claim in self.claims]
+        """The verdict of every claim over `rows`, one line for each planned cell.
+
+        What was skipped, since a kernel does not take it, does not count; what failed or was not
+        measured has NaN for its metrics, and a claim that needs it cannot tell.
+        """
+        taken = rows[rows["status"] != "skipped"]
+        return [claim.verdict(taken) for claim in self.claims]

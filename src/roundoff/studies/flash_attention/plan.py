@@ -17,6 +17,7 @@ SWAPPED_TILE = min(PAPER_TILE, HEAD_DIM)
 TILES = ("16", "64", "256")
 FORMATS = ("bf16", "fp16", "fp32", "fp64")
 TILED = ("paper-bf16", "fa2-bf16-state", "fa2")
+PARTS = ("fa2-bf16-maximum", "fa2-bf16-sum", "fa2-bf16-output")
 
 
 def quick() -> Plan:
@@ -65,6 +66,8 @@ def _plan(
         # C1, C3, C4: every tiled recipe over tiles and lengths, and the kernels that run here.
         sweep("torch-math", grid | {"tile": TILES}, recipes=TILED),
         sweep("torch-math", grid, recipes=("baseline-bf16",), kernels=kernels),
+        # Which part of the state it is.
+        sweep("torch-math", inputs | {"seq_len": ("2048",), "tile": ("16", "64")}, recipes=PARTS),
         # C5: the paper's key tile, and the one that the swap of the block's sides gives.
         sweep("torch-math", {"inputs": ("normal",), "seq_len": ("2048",),
               "tile": (str(PAPER_TILE), str(SWAPPED_TILE)),
