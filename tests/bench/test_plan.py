@@ -3,7 +3,7 @@
 import pytest
 
 from roundoff import bench
-from roundoff.bench.plan import Plan, Sweep, groups, make_plan, read_plan
+from roundoff.bench.plan import Plan, Sweep, groups, make_plan, read_plan, seconds
 from roundoff.errors import UsageError
 
 
@@ -63,6 +63,11 @@ class TestCells:
     def test_cost_counts_golden_once_a_problem(self):
         alone = Plan(sweep=(sweep(seeds=1),)).cost()
         assert Plan(sweep=(sweep(seeds=1, recipes="fa2"),)).cost() == alone * 3 / 2
+
+    def test_seconds_grow_with_what_is_asked(self):
+        alone = seconds(Plan(sweep=(sweep(seeds=1),)))
+        assert 0 < alone < seconds(Plan(sweep=(sweep(seeds=2),)))
+        assert seconds(Plan(sweep=(sweep(seeds=1, timing=True),))) > alone + 0.9
 
 
 BAD = """

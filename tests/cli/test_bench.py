@@ -144,11 +144,20 @@ def test_a_dry_run_shows_the_plan_and_does_nothing(folder, inside):
     command = ("bench", "--recipe", "fa2", *SMALL, "-o", "run", "--dry-run")
     out, _ = inside(*command)
     assert "8 cells" in out
+    assert "about 1 second on one core" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "seq_len 8, 16" in lines
+    assert "seed 0, 1" in lines
+    assert "head_dim" not in out  # which is 8 everywhere
     document = strict(inside(*command, "--json")[0])
     assert document["cells"] == 8
     assert document["operations"] > 0
     assert {c["candidate"]: c["cells"] for c in document["candidates"]} == {
         "kernel:torch-math": 4, "recipe:fa2": 4}  # fmt: skip
+    assert document["axes"] == {"seq_len": [8, 16], "seed": [0, 1]}
+    assert document["seconds"] > 0
+    assert len({(c["candidate"], c["seed"], c["params"]["seq_len"])
+                for c in document["planned"]}) == 8  # fmt: skip
     assert not (folder.path / "run").exists()
 
 

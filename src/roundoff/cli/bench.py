@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from roundoff.bench.plan import Plan, make_plan, read_plan
+from roundoff.bench.plan import make_plan, read_plan
 from roundoff.cli.deviations import Row, deviations, point, varied
+from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import print_json, print_table, say_again
 from roundoff.errors import UsageError
 from roundoff.operators import OPERATORS
-from roundoff.records import Cell
 from roundoff.store import Run
 
 __all__ = ["bench_command"]
@@ -77,7 +77,7 @@ def bench_command(
     timing:
         Also time the kernels, alone, in turn with the baseline.
     dry_run:
-        Show the plan and its cost, and measure nothing.
+        Show what varies, the cells and their cost, and measure nothing.
     """
     if plan is not None:
         made = read_plan(plan)
@@ -89,13 +89,12 @@ def bench_command(
             "seq_multiple": seq_multiple, "timing": timing,
             "axes": {name.replace("-", "_"): text for name, text in axes.items()},
         }]}, place=_option)  # fmt: skip
-    cells = made.cells()
     if dry_run:
-        _show_plan(made, cells, running)
+        show_plan(made, json=running.json)
         return 0
     folder = running.output or Path("runs") / "bench"
     run, named, _ = carry_out(
-        cells, running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
+        made.cells(), running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
     )
     rows = [row for row in run.rows() if row["id"] in named]
     _show(run, rows, running)
@@ -129,23 +128,6 @@ def _option(place: str) -> str:
     name = place.split(".")[2]
     # What is wrong with an axis names its option itself.
     return "" if name == "axes" else f"--{_OPTIONS.get(name, name).replace('_', '-')}: "
-
-
-def _show_plan(plan: Plan, cells: list[Cell], running: Running) -> None:
-    """The cells by candidate, and what they cost."""
-    cost = plan.cost()
-    counts: dict[tuple[str, str], int] = {}
-    for cell in cells:
-        key = (str(cell.candidate), cell.format)
-        counts[key] = counts.get(key, 0) + 1
-    if running.json:
-        rows = [{"candidate": c, "format": f, "cells": n} for (c, f), n in counts.items()]
-        print_json("plan", {"cells": len(cells), "operations": cost, "candidates": rows})
-        return
-    rows = [(c, f, n) for (c, f), n in counts.items()]
-    print_table(
-        f"{len(cells)} cells, {cost:.2g} operations", ["candidate", "format", "cells>"], rows
-    )
 
 
 def _show(run: Run, rows: Sequence[Row], running: Running) -> None:

@@ -47,10 +47,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
     A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded.
     """
-    table = Table(
-        title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD,
-        pad_edge=False, padding=(0, 2, 0, 0),
-    )  # fmt: skip
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(
             column.rstrip(">!"),
@@ -60,7 +57,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         )
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    Console(width=_width(sys.stdout), highlight=False).print(table)
+    console = Console(width=_width(sys.stdout), highlight=False)
+    if title:  # a table's own title is folded to the table's width
+        console.print(title, style="bold", markup=False, soft_wrap=True)
+    console.print(table)
 
 
 @contextlib.contextmanager
