@@ -149,3 +149,12 @@ def test_numba_waits_for_a_polynomial():
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("base", ["e", "2"])
+@pytest.mark.parametrize("name", EXPONENTIALS)
+def test_a_value_does_not_depend_on_where_it_stands(name, base):
+    x = -8 * torch.rand(7 * 500, generator=torch.Generator().manual_seed(0))
+    how = Exponential(base, name)
+    parts = torch.cat([exponential(part, how) for part in x.split(7)])
+    assert torch.equal(exponential(x, how), parts)

@@ -16,7 +16,7 @@ from roundoff.formats import Format
 from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.recipe import Recipe
-from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows
+from roundoff.operators.exponentials import LOG2_E, exp2, exponential, fma_rows
 from roundoff.sites import Quantizer
 
 __all__ = [
@@ -108,7 +108,7 @@ def rescaling(block: Block, before: Tensor, shift: Tensor) -> Tensor:
     """The factor exp(m_old - m) that takes l and O of earlier tiles to the new maximum."""
     difference = before - shift
     if block.recipe.exponential.base == "2":
-        factor = torch.exp2(difference * (block.unit * LOG2_E))
+        factor = exp2(difference * (block.unit * LOG2_E))
     else:
         factor = torch.exp(difference * block.unit)
     return put(factor, block.recipe.maximum.factor)
