@@ -21,6 +21,6 @@ CLAIMS = (
           "2.6x: 2.4e-2 against 9.1e-3 rmse", fa3.fp8),
     Claim("LAW", "All-bf16 flash over all-bf16 attention depends on the number of tiles alone",
           "ours, not the paper's", paper.law),
-    Claim("CAUSE", "Of a bf16 state, the sum and the output make the error, the maximum does not",
+    Claim("CAUSE", "In a bf16 state, the sum or the output alone costs more than the maximum alone",
           "ours, not the paper's", paper.cause),
 )  # fmt: skip
