@@ -132,7 +132,7 @@ class TestProof:
             return call
 
         event = "aten::_scaled_dot_product_flash_attention_for_cpu"
-        fake = Kernel("fake", "attention", "", bind, expects=(event,))
+        fake = Kernel(name="fake", operator="attention", doc="", bind=bind, expects=(event,))
         drawn = draw(v_dim=8)
         operator = OPERATORS["attention"]
         golden = operator.golden(drawn)[0]
@@ -176,6 +176,8 @@ class TestOutputs:
             return call
 
         drawn, operator = draw(), OPERATORS["attention"]
-        subject = KernelSubject(operator, Kernel("mine", "attention", "", bind))
+        subject = KernelSubject(
+            operator, Kernel(name="mine", operator="attention", doc="", bind=bind)
+        )
         with pytest.raises(KernelError, match=r"^kernel 'mine' raised ValueError: first$"):
             subject.run(drawn, operator.golden(drawn)[0])

@@ -24,7 +24,7 @@ def runs_anywhere() -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
     """A kernel of one operator.
 

@@ -70,11 +70,11 @@ def _missing() -> str | None:
 
 
 FLEX = Kernel(
-    "torch-flex",
-    "attention",
-    "FlexAttention, compiled (a new shape compiles for some seconds)",
-    _bind,
-    _missing,
-    Limits(masks=("none", "causal", "causal-lower-right", "window")).refuse,
-    (_COMPILED,),
+    name="torch-flex",
+    operator="attention",
+    doc="FlexAttention, compiled (a new shape compiles for some seconds)",
+    bind=_bind,
+    missing=_missing,
+    refuses=Limits(masks=("none", "causal", "causal-lower-right", "window")).refuse,
+    expects=(_COMPILED,),
 )

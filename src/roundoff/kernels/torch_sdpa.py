@@ -91,7 +91,10 @@ def _row(
     name: str, doc: str, bind: Bind, event: str, limits: Limits,
     *, missing: Callable[[], str | None] = runs_anywhere,
 ) -> Kernel:  # fmt: skip
-    return Kernel(name, "attention", doc, bind, missing, limits.refuse, (_PROOF + event,))
+    return Kernel(
+        name=name, operator="attention", doc=doc, bind=bind, missing=missing,
+        refuses=limits.refuse, expects=(_PROOF + event,),
+    )  # fmt: skip
 
 
 MATH = _row(

@@ -16,6 +16,6 @@ def _bind(problem: Problem) -> Call:
 
 
 SOFTMAX = Kernel(
-    "torch-softmax", "softmax", "torch.softmax", _bind,
+    name="torch-softmax", operator="softmax", doc="torch.softmax", bind=_bind,
     refuses=takes("bf16", "fp16", "fp32", "fp64"), expects=("aten::_softmax",),
 )  # fmt: skip

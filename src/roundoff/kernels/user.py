@@ -51,8 +51,8 @@ def user_kernel(
         return takes(*declared.limits.formats)(problem)
 
     return Kernel(
-        place, operator, inspect.getdoc(function) or "a kernel of yours",
-        lambda problem: _bound(place, output, begin, problem), refuses=refuses,
+        name=place, operator=operator, doc=inspect.getdoc(function) or "a kernel of yours",
+        bind=lambda problem: _bound(place, output, begin, problem), refuses=refuses,
         source=f"{loaded.name} {declared.layout} {loaded.source}", settings=loaded.settings,
     )  # fmt: skip
 
