@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from roundoff.errors import UsageError
 
-__all__ = ["Cell", "SubjectName"]
+if TYPE_CHECKING:
+    from roundoff.operators.protocol import Value
 
-Value = int | float | str | bool | None
+__all__ = ["Cell", "SubjectName"]
 
 
 @dataclass(frozen=True, slots=True, order=True)

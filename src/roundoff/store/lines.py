@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from roundoff.errors import RunError, UsageError
+from roundoff.records import SCHEMA
 from roundoff.store.disk import disk_errors
 from roundoff.store.json import loads
 
-__all__ = ["SCHEMA", "STATUSES", "Record", "Rows", "check_record", "check_schema"]
+__all__ = ["STATUSES", "Record", "Rows", "check_record", "check_schema"]
 
-SCHEMA = 1
 STATUSES = ("ok", "skipped", "failed")
 
 Record = dict[str, Any]

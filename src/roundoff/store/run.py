@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
 from roundoff.errors import RunError, UsageError
+from roundoff.records import SCHEMA
 from roundoff.store import tables
 from roundoff.store.disk import PRIVATE_PREFIX, disk_errors, locked, replace_file
 from roundoff.store.json import dumps, loads
-from roundoff.store.lines import SCHEMA, Record, Rows, check_schema
+from roundoff.store.lines import Record, Rows, check_schema
 from roundoff.store.writer import Writer
 
 if TYPE_CHECKING:
