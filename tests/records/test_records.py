@@ -35,22 +35,28 @@ class TestRoundTrip:
 
     def test_measurement(self, cell):
         done = Measurement(
-            "0123", cell, "4567", "ok", {"out": {"rmse": 0.5, "gain": -0.0}},
-            {"out": {"rmse": math.inf}}, {"out": {"lift": 1.0}}, {"logit_max": 3.0},
-            {"rescales": 1.0}, {"ratio": 2.0}, ("a", "b c"), 1.5,
+            id="0123", cell=cell, environment="4567", status="ok",
+            outputs={"out": {"rmse": 0.5, "gain": -0.0}}, floor={"out": {"rmse": math.inf}},
+            evidence={"out": {"lift": 1.0}}, condition={"logit_max": 3.0},
+            probes={"rescales": 1.0}, timing={"ratio": 2.0}, ran=("a", "b c"), elapsed=1.5,
         )  # fmt: skip
         assert Measurement.from_record(through_json(done.to_record())) == done
 
     @pytest.mark.parametrize("status", ["failed", "skipped"])
     def test_a_measurement_that_was_not_made(self, cell, status):
-        failed = Measurement("0123", cell, "4567", status, error="KernelError: no [bold]luck[/x]")
+        failed = Measurement(
+            id="0123", cell=cell, environment="4567", status=status,
+            error="KernelError: no [bold]luck[/x]",
+        )  # fmt: skip
         record = check_record(failed.to_record())
         assert record["status"] == status
         assert Measurement.from_record(through_json(record)) == failed
 
 
 def test_nan_is_not_lost():
-    done = Measurement("0", CELLS[0], "1", "ok", {"out": {"rmse": math.nan}})
+    done = Measurement(
+        id="0", cell=CELLS[0], environment="1", status="ok", outputs={"out": {"rmse": math.nan}}
+    )
     assert math.isnan(
         Measurement.from_record(through_json(done.to_record())).outputs["out"]["rmse"]
     )

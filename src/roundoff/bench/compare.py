@@ -15,12 +15,10 @@ from torch import Tensor
 from roundoff.errors import GoldenError, KernelError, UsageError
 from roundoff.formats import FORMATS, Format, is_representable
 from roundoff.kernels.settings import kept
-from roundoff.metrics import METRICS, Deviation, floor, measure_deviation
+from roundoff.metrics import GOLDEN_MARGIN, METRICS, Deviation, floor, measure_deviation
 
 __all__ = ["Comparison", "compare"]
 
-GOLDEN_MARGIN = 2.0**8
-"""How many times finer than the candidate's format golden must be to judge it."""
 NUDGE = 2.0**-40
 """A relative change of an input that float64 shows and no narrower dtype does."""
 SHOWN = (

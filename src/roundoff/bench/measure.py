@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from roundoff.bench.subjects import Result, Subject, in_one_line, resolve_subjec
 from roundoff.bench.timing import time_pair
 from roundoff.errors import CellError, GoldenError, UnsupportedError
 from roundoff.formats import Format, get_format, round_to
-from roundoff.metrics import floor, measure_deviation, mismatch_rate
+from roundoff.metrics import GOLDEN_MARGIN, floor, measure_deviation, mismatch_rate
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Outputs, Problem
 from roundoff.records import Cell, Measurement, SubjectName
@@ -24,9 +24,6 @@ from roundoff.records import Cell, Measurement, SubjectName
 __all__ = ["Task", "evidence", "measure", "measure_task", "truth"]
 
 FLOOR_METRICS = ("rmse", "max_abs_err", "mean_abs_err", "rel_l2", "ulp_mean")
-GOLDEN_MARGIN = 2.0**8
-"""How many times finer than the output's format golden must be to judge it."""
-
 
 _ALONE = threading.Lock()
 
@@ -76,11 +73,18 @@ def measure(cells: Sequence[tuple[str, Cell]]) -> Iterator[Measurement]:
                 )
             measured = shared.measure(id_, cell)
         except UnsupportedError as error:
-            measured = Measurement(id_, cell, environment_digest(cell), "skipped", error=str(error))
+            measured = _without_numbers(id_, cell, "skipped", str(error))
         except Exception as error:
-            text = in_one_line(error)
-            measured = Measurement(id_, cell, environment_digest(cell), "failed", error=text)
+            measured = _without_numbers(id_, cell, "failed", in_one_line(error))
         yield replace(measured, elapsed=round(time.perf_counter() - started, 4))
+
+
+def _without_numbers(
+    id_: str, cell: Cell, status: Literal["skipped", "failed"], error: str
+) -> Measurement:
+    return Measurement(
+        id=id_, cell=cell, environment=environment_digest(cell), status=status, error=error
+    )
 
 
 class _Shared:
@@ -99,15 +103,16 @@ class _Shared:
         for subject, name in ((candidate, cell.candidate), (baseline, cell.baseline)):
             if reason := subject.refuses(self.problem):
                 raise UnsupportedError(f"{name} does not take {reason}")
-        digest = environment_digest(cell)
+        done = Measurement(id=id_, cell=cell, environment=environment_digest(cell), status="ok")
         if cell.kind == "timing":
-            timing = time_pair(baseline, candidate, self.problem)
-            return Measurement(id_, cell, digest, "ok", timing=timing)
+            return replace(done, timing=time_pair(baseline, candidate, self.problem))
         base = self._baseline(baseline, cell.baseline)
         problem = replace(self.truth.problem, parameters=cell.parameters)
         same = cell.candidate == cell.baseline and problem.parameters == self._plain().parameters
         result = base if same else candidate.run(problem, self.truth.golden)
-        return replace(_compared(self.operator, cell, self.truth, (base, result)), id=id_)
+        parts = _compared(self.operator, self.truth, base, result)
+        ran = tuple(dict.fromkeys((*base.ran, *result.ran)))
+        return replace(done, **parts, condition=self.truth.condition, probes=result.probes, ran=ran)
 
     @property
     def problem(self) -> Problem:
@@ -169,10 +174,8 @@ def truth(operator: Operator, problem: Problem) -> Truth:
     return Truth(fewer, high, low, condition)
 
 
-def _compared(
-    operator: Operator, cell: Cell, truth: Truth, results: tuple[Result, Result]
-) -> Measurement:
-    base, result = results
+def _compared(operator: Operator, truth: Truth, base: Result, result: Result) -> dict[str, Any]:
+    """Metrics of each output: of the candidate, of the floor, and of its match."""
     format, dims = truth.problem.format, operator.cluster_dims
     outputs: dict[str, Any] = {}
     floors: dict[str, Any] = {}
@@ -191,11 +194,7 @@ def _compared(
         floors[name] = {metric: lowest[metric] for metric in FLOOR_METRICS}
         if against is not None:
             matches[name] = evidence(round_to(golden, stored), against, x)
-    ran = tuple(dict.fromkeys((*base.ran, *result.ran)))
-    return Measurement(
-        "", cell, environment_digest(cell), "ok", outputs, floors, matches, truth.condition,
-        result.probes, ran=ran,
-    )  # fmt: skip
+    return {"outputs": outputs, "floor": floors, "evidence": matches}
 
 
 def _statistics(format: Format) -> Format:

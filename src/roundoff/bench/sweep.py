@@ -47,7 +47,13 @@ def run_cells(
     """Measure every cell that the run does not have yet; timing cells come last, one at a time.
 
     Safe to kill at any moment and to run in several processes at once: a cell is claimed
-    before it is handed out and appended as one line when it is done.
+    before it is handed out and appended as one line when it is done. `in_flight` tasks at most
+    are with the executor at a time; `tell` is called at the start and after each task.
+
+    A cell that cannot be measured, or whose worker dies, is a line that says so, and no error.
+    Errors: `RunError` where the run was opened for reading only or its folder cannot be written;
+    `UsageError` for `in_flight` below 1. What the executor or `tell` raises goes through, with all
+    that is finished on the disk and the claims given up.
     """
     progress = Progress(len(cells), before=len(run.finished_ids() & cells.keys()))
     tell(progress)
@@ -114,5 +120,7 @@ def _one_by_one(executor: Executor, task: Task, error: Exception) -> Iterator[di
 
 def _failed(task: Task, error: Exception) -> dict[str, object]:
     id_, cell = task.cells[0]
-    failed = Measurement(id_, cell, environment_digest(cell), "failed", error=in_one_line(error))
-    return failed.to_record()
+    return Measurement(
+        id=id_, cell=cell, environment=environment_digest(cell), status="failed",
+        error=in_one_line(error),
+    ).to_record()  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         mean_signed_err,
         sign_bias,
     )
-    from roundoff.metrics.deviation import Deviation, floor, measure_deviation
+    from roundoff.metrics.deviation import GOLDEN_MARGIN, Deviation, floor, measure_deviation
     from roundoff.metrics.elementwise import (
         cosine,
         inf_count,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from roundoff.metrics.ulp import ulp_errors, ulp_mean, ulp_p99, ulp_share_above_1
 
 __all__ = [
+    "GOLDEN_MARGIN",
     "METRICS",
     "ClusterSums",
     "Deviation",
@@ -83,7 +84,7 @@ __all__ = [
 
 _ROOMS = {
     "bias": "ClusterSums Estimate cluster_sums gain mean_signed_err sign_bias",
-    "deviation": "Deviation floor measure_deviation",
+    "deviation": "GOLDEN_MARGIN Deviation floor measure_deviation",
     "elementwise": "cosine inf_count max_abs_err max_abs_err_index mean_abs_err mismatch_rate "
     "nan_count nonfinite_new rel_l1 rel_l2 rmse sqnr_db",
     "intervals": "Interval log_t_interval ratio_interval slope_interval t_interval",

@@ -26,11 +26,6 @@ class Metric:
     unit: Literal["", "output", "ulp", "dB", "elements", "clusters", "index"]
     better: Literal["smaller", "larger", "zero"] | None
 
-    @property
-    def smaller_is_better(self) -> bool:
-        """Whether a smaller number is a better one (for "zero": a smaller magnitude)."""
-        return self.better in ("smaller", "zero")
-
 
 METRICS: Registry[Metric] = Registry("metric")
 

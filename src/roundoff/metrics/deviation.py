@@ -15,7 +15,10 @@ from roundoff.metrics.bias import ClusterSums
 from roundoff.metrics.elementwise import cosine_of, decibels, ratio
 from roundoff.metrics.stream import AgainstBaseline, Gathered, gather, gather_baseline
 
-__all__ = ["Deviation", "floor", "measure_deviation"]
+__all__ = ["GOLDEN_MARGIN", "Deviation", "floor", "measure_deviation"]
+
+GOLDEN_MARGIN = 2.0**8
+"""How many times finer than the format of what it judges golden must be."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,17 @@ def ulp_mean(golden: Tensor, x: Tensor, format: str | Format) -> float:
 
 
 def ulp_p99(golden: Tensor, x: Tensor, format: str | Format) -> float:
-    """Return the error in ulps that 99 % of the elements do not exceed; see `p99`."""
+    """Return the error in ulps that 99 % of the elements do not exceed.
+
+    An order statistic (see `p99`): the error of one of the elements. NaN for no elements or any
+    NaN; inf where more than one in a hundred is infinite on one side only.
+    Errors: as `ulp_errors`, and `UnknownNameError` for an unknown format.
+
+    >>> golden, x = torch.ones(200), torch.ones(200)
+    >>> x[:3] = torch.tensor([1.0078125, 1.015625, 1.5])
+    >>> ulp_p99(golden, x, "bf16")
+    1.0
+    """
     return p99(ulp_errors(golden, x, format))
 
 

@@ -18,7 +18,7 @@ Metrics = Mapping[str, Any]
 _PARTS = ("outputs", "floor", "evidence", "condition", "probes", "timing", "error")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """One line of a run.
 
@@ -65,10 +65,10 @@ class Measurement:
         """The measurement that `to_record` wrote."""
         parts = {name: record[name] for name in _PARTS if name in record}
         return cls(
-            record["id"],
-            Cell.from_record(record["cell"]),
-            record["environment"],
-            record["status"],
+            id=record["id"],
+            cell=Cell.from_record(record["cell"]),
+            environment=record["environment"],
+            status=record["status"],
             ran=tuple(record.get("ran", ())),
             elapsed=record["elapsed"],
             **parts,
