@@ -9,7 +9,7 @@ import pytest
 from roundoff.bench.measure import measure_task
 from roundoff.bench.plan import make_plan
 from roundoff.bench.sweep import identified, run_cells
-from roundoff.errors import WorkerDiedError
+from roundoff.errors import RunError, UsageError, WorkerDiedError
 from roundoff.store import Run
 
 
@@ -115,6 +115,24 @@ def test_timing_comes_last_and_alone(run):
     run_cells(run, planned(timing=True, seeds=1), executor, in_flight=4)
     kinds = [{cell.kind for _, cell in task.cells} for task in executor.tasks]
     assert kinds == [{"accuracy"}] * 2 + [{"timing"}] * 2
+
+
+def test_what_is_an_error_and_leaves_nothing_claimed(run):
+    cells = planned(seeds=1)
+    with pytest.raises(UsageError, match="in_flight=0"):
+        run_cells(run, cells, Inline(), in_flight=0)
+    with pytest.raises(RunError, match="opened for reading"):
+        run_cells(Run.open(run.path), cells, Inline(), in_flight=1)
+
+    def stop(progress):
+        if progress.done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(run, cells, Inline(), in_flight=1, tell=stop)
+    assert 0 < len(run.finished_ids()) < len(cells)
+    run_cells(run, cells, Inline(), in_flight=1)
+    assert len(lines(run)) == len(run.finished_ids()) == len(cells)
 
 
 def test_the_second_operator(run):
