@@ -304,6 +304,20 @@ def test_a_tile_rule_takes_the_first_row_that_fits():
     assert rule.tile(512, causal=False) == rule.tile(256, causal=False)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "causal", "keys"),
+    [(64, True, 128), (64, False, 192), (96, True, 144), (128, True, 128), (128, False, 176),
+     (192, False, 112), (256, True, 80)],
+)  # fmt: skip
+def test_fa3_walks_other_tiles_than_fa2(head_dim, causal, keys):
+    three = RECIPES["fa3"].resolved(BF16, head_dim=head_dim, causal=causal)
+    two = RECIPES["fa2"].resolved(BF16, head_dim=head_dim, causal=causal)
+    assert three.tile.keys == keys
+    assert three.tile.direction == "backward"
+    words = {"name": "", "doc": "", "source": ""}
+    assert replace(three, tile=two.tile, **words) == replace(two, **words)
+
+
 def test_rotation_is_orthogonal_and_the_same_every_time():
     for dim in (1, 2, 64, 48, 80):
         turn = rotation(dim)

@@ -73,7 +73,7 @@ add(
 FA2 = add(
     Recipe(
         name="fa2",
-        doc="FlashAttention-2 and -3 in 16 bit, with the tiles of A100 and H100",
+        doc="FlashAttention-2 in 16 bit, with the tiles of sm80 and sm90 (A100, H100)",
         source="flash-attention csrc/flash_attn/src, 2.8",
         known="read",
         logits=Logits("fma"),
@@ -100,6 +100,25 @@ add(
                 (128, True, Tile(64, 64, "backward")),
                 (128, False, Tile(32, 128, "backward")),
                 (256, None, Tile(64, 64, "backward")),
+            )
+        ),
+    )
+)
+add(
+    replace(
+        FA2,
+        name="fa3",
+        doc="FlashAttention-3 in 16 bit on sm90: FlashAttention-2's numerics in other tiles",
+        source="flash-attention hopper/tile_size.h, 2.8",
+        tile=TileRule(
+            (
+                (64, True, Tile(128, 192, "backward")),
+                (64, False, Tile(192, 192, "backward")),
+                (96, None, Tile(144, 192, "backward")),
+                (128, True, Tile(128, 128, "backward")),
+                (128, False, Tile(176, 128, "backward")),
+                (192, None, Tile(112, 128, "backward")),
+                (256, None, Tile(80, 128, "backward")),
             )
         ),
     )
