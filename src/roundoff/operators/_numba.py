@@ -19,32 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roundoff.operators import exponentials
+
 __all__ = ["TWINS", "fma_rows"]
 
 _F = np.float32
 _D = np.float64
-LOG2_E, LN_2 = _F(1.4426950408889634), _D(_F(math.log(2)))
-LARGEST, SMALLEST = _F(88.72283172607422), _F(-87.33654022216797)
-ZERO, INFINITY, LOWEST = _F(0), _F(np.inf), _F(-104)
+LOG2_E, LN_2 = _F(exponentials.LOG2_E), _D(_F(math.log(2)))
+LARGEST, SMALLEST = _F(exponentials.LARGEST), _F(exponentials.SMALLEST)
+ZERO, INFINITY, LOWEST = _F(0), _F(np.inf), _F(exponentials.LOWEST)
 HALF, ONE, TWO = _F(0.5), _F(1), _F(2)
-LN_2_HIGH, LN_2_LOW = _D(0.693145751953125), _D(_F(1.428606765330187045e-06))
-
-
-def _coefficients(*values: float) -> tuple[Any, ...]:
-    return tuple(_D(_F(value)) for value in values)
-
-
-CUBIC = _coefficients(
-    -0.079204240219773236, -0.22433836478672356, 0.30354260500649682, 0.00010703434948458272
-)
-QUINTIC = _coefficients(0.00828929059, 0.0418978221, 0.166676521, 0.499991506, 0.999999701, 1.0)
-SEXTIC = _coefficients(
-    0.000198527617612853646278381,
-    0.00139304355252534151077271,
-    0.00833336077630519866943359,
-    0.0416664853692054748535156,
-    0.166666671633720397949219,
-    0.5,
+LN_2_HIGH, LN_2_LOW = _D(exponentials.LN_2_HIGH), _D(_F(exponentials.LN_2_LOW))
+CUBIC, QUINTIC, SEXTIC = (
+    tuple(_D(_F(value)) for value in values)
+    for values in (exponentials.CUBIC, exponentials.QUINTIC, exponentials.SEXTIC)
 )
 
 

@@ -23,6 +23,21 @@ __all__ = ["EXPONENTIALS", "LOG2_E", "Approximation", "exp2", "exponential", "fm
 
 LOG2_E = 1.4426950408889634
 LARGEST, SMALLEST = 88.72283172607422, -87.33654022216797  # ln of the largest and smallest normal
+LOWEST = -104.0  # below it SLEEF's exp is 0
+LN_2_HIGH, LN_2_LOW = 0.693145751953125, 1.428606765330187045e-06
+
+# Coefficients from the highest power down, as ATen and SLEEF print them. The twins of `_numba.py`
+# read them here; Numba's cache looks only at that file, so touch it after a change.
+CUBIC = -0.079204240219773236, -0.22433836478672356, 0.30354260500649682, 0.00010703434948458272
+QUINTIC = 0.00828929059, 0.0418978221, 0.166676521, 0.499991506, 0.999999701, 1.0
+SEXTIC = (
+    0.000198527617612853646278381,
+    0.00139304355252534151077271,
+    0.00833336077630519866943359,
+    0.0416664853692054748535156,
+    0.166666671633720397949219,
+    0.5,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +93,7 @@ def _fexp_u20(x: Tensor) -> Tensor:
     """ATen's `Vectorized<float>::fexp_u20`: the fraction's 2^f by a cubic, built from bits."""
     y = x.clamp(SMALLEST, LARGEST) * _single(LOG2_E)
     f = y - y.floor()
-    r = _polynomial(
-        f,
-        -0.079204240219773236,
-        -0.22433836478672356,
-        0.30354260500649682,
-        0.00010703434948458272,
-    )
+    r = _polynomial(f, *CUBIC)
     bits = fma(y - r, float(2**23), float(127 * 2**23))
     value = bits.nan_to_num(0.0).to(torch.int32).view(torch.float32)
     return _at_the_ends(x, value)
@@ -95,28 +104,20 @@ def _exp_u20(x: Tensor) -> Tensor:
     s = x.nan_to_num(0.0).clamp(SMALLEST, LARGEST)
     n = fma(s, _single(LOG2_E), 0.5).floor()
     r = fma(n, -_single(math.log(2)), s)
-    p = _polynomial(r, 0.00828929059, 0.0418978221, 0.166676521, 0.499991506, 0.999999701, 1.0)
+    p = _polynomial(r, *QUINTIC)
     return _at_the_ends(x, p * _power(n - 1) * 2.0)
 
 
 def _sleef_u10(x: Tensor) -> Tensor:
     """SLEEF's `Sleef_expf16_u10`: two-part reduction by ln 2, a polynomial of degree 6."""
-    s = x.nan_to_num(0.0).clamp(-104.0, LARGEST)
+    s = x.nan_to_num(0.0).clamp(LOWEST, LARGEST)
     n = (s * _single(LOG2_E)).round()
-    r = fma(n, -_single(1.428606765330187045e-06), fma(n, -0.693145751953125, s))
-    u = _polynomial(
-        r,
-        0.000198527617612853646278381,
-        0.00139304355252534151077271,
-        0.00833336077630519866943359,
-        0.0416664853692054748535156,
-        0.166666671633720397949219,
-        0.5,
-    )
+    r = fma(n, -_single(LN_2_LOW), fma(n, -LN_2_HIGH, s))
+    u = _polynomial(r, *SEXTIC)
     u = fma(r * r, u, r) + 1.0
     half = (n * 0.5).floor()
     value = u * _power(half) * _power(n - half)
-    value = value.masked_fill(x < -104.0, 0.0).masked_fill(x > LARGEST, float("inf"))
+    value = value.masked_fill(x < LOWEST, 0.0).masked_fill(x > LARGEST, float("inf"))
     return torch.where(x.isnan(), x, value)
 
 
