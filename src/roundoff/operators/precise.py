@@ -16,7 +16,8 @@ __all__ = ["as_numbers", "as_pair"]
 
 def as_numbers(x: Tensor) -> list[Any]:
     """`x` as nested lists of Python floats, which mpmath takes exactly."""
-    return x.double().tolist()
+    exact: Any = x.double()
+    return exact.tolist()
 
 
 def as_pair(mp: Any, rows: list[list[Any]], device: torch.device) -> tuple[Tensor, Tensor]:
