@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 
@@ -19,8 +19,8 @@ from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, l
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.inputs import sampled_rows, stored
 from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
+from roundoff.operators.rowwise import Rowwise, rescale_probes
 from roundoff.registry import Registry
-from roundoff.sites import deciding_fields, reordered
 
 __all__ = ["ATTENTION", "Attention", "call_of"]
 
@@ -28,13 +28,14 @@ PRECISE_PRODUCTS = 400_000
 """Multiplications that `precise` may take: about a second of mpmath."""
 
 
-class Attention:
+class Attention(Rowwise):
     """softmax(QK^T * scale + mask) V over tensors [batch, heads, length, head_dim]."""
 
     name = "attention"
     doc = "scaled dot-product attention, forward"
     inputs: tuple[str, ...] = ("q", "k", "v", "mask")
     outputs: tuple[str, ...] = ("out", "lse")
+    row_axes: ClassVar[Mapping[str, int]] = {"out": -2, "lse": -1}
     cluster_dims = 2
     parameters: Mapping[str, Parameter] = PARAMETERS
     distributions: Mapping[str, str] = DISTRIBUTIONS
@@ -66,26 +67,8 @@ class Attention:
         result = attend(_tiled(recipe, problem.parameters, call), call, problem.format)
         assert result.rescales is not None
         assert result.rescaled_by is not None
-        probes = {
-            "rescales": result.rescales.double().mean().item(),
-            "rescaled_by": result.rescaled_by.double().mean().item(),
-        }
+        probes = rescale_probes(result.rescales, result.rescaled_by)
         return {"out": result.out, "lse": result.lse}, probes
-
-    def reordered(self, recipe: Recipe) -> Recipe:
-        """The same recipe with every sum from last to first."""
-        return reordered(recipe)
-
-    def fields(self, recipe: Recipe) -> dict[str, Any]:
-        """What decides the recipe's numbers."""
-        return deciding_fields(recipe)
-
-    def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
-        """The problem's rows of whole outputs."""
-        if problem.rows is None:
-            return outputs
-        axes = {"out": -2, "lse": -1}
-        return {n: x.index_select(axes[n], problem.rows) for n, x in outputs.items()}
 
     def precise(self, problem: Problem) -> tuple[Problem, Outputs, Outputs]:
         """Golden with 50 digits, at the first rows of the problem that a second allows."""

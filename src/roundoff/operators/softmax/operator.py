@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from roundoff.formats import Format
 from roundoff.operators.inputs import randn, split, stored
 from roundoff.operators.parsing import distribution, positive
 from roundoff.operators.protocol import Outputs, Parameter, Problem, Value, normalise
+from roundoff.operators.rowwise import Rowwise, rescale_probes
 from roundoff.operators.softmax import golden
 from roundoff.operators.softmax.catalogue import RECIPES
 from roundoff.operators.softmax.engine import soften
 from roundoff.operators.softmax.recipe import Recipe
 from roundoff.registry import Registry
-from roundoff.sites import deciding_fields, reordered
 
 __all__ = ["SOFTMAX", "Softmax"]
 
@@ -56,13 +56,14 @@ PARAMETERS: Mapping[str, Parameter] = {
 }
 
 
-class Softmax:
+class Softmax(Rowwise):
     """exp(x) / sum exp(x) along the rows of a matrix."""
 
     name = "softmax"
     doc = "softmax along the rows of a matrix, and its log-sum-exp"
     inputs: tuple[str, ...] = ("x",)
     outputs: tuple[str, ...] = ("y", "lse")
+    row_axes: ClassVar[Mapping[str, int]] = {"y": 0, "lse": 0}
     cluster_dims = 1
     parameters: Mapping[str, Parameter] = PARAMETERS
     distributions: Mapping[str, str] = DISTRIBUTIONS
@@ -103,25 +104,8 @@ class Softmax:
         if tile is not None:
             recipe = replace(recipe, tile=tile)
         result = soften(recipe, _at_rows(problem), problem.format)
-        probes = {
-            "rescales": result.rescales.double().mean().item(),
-            "rescaled_by": result.rescaled_by.double().mean().item(),
-        }
+        probes = rescale_probes(result.rescales, result.rescaled_by)
         return {"y": result.y, "lse": result.lse}, probes
-
-    def reordered(self, recipe: Recipe) -> Recipe:
-        """The same recipe with its sum from last to first."""
-        return reordered(recipe)
-
-    def fields(self, recipe: Recipe) -> dict[str, Any]:
-        """What decides the recipe's numbers."""
-        return deciding_fields(recipe)
-
-    def take_rows(self, outputs: Outputs, problem: Problem) -> Outputs:
-        """The problem's rows of whole outputs."""
-        if problem.rows is None:
-            return outputs
-        return {n: x.index_select(0, problem.rows) for n, x in outputs.items()}
 
     def precise(self, problem: Problem) -> tuple[Problem, Outputs, Outputs]:
         """Golden with 50 digits, at as many rows as a second allows."""
