@@ -22,7 +22,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 PAGES = ("README.md", "docs/study.md", "docs/recipes.md")
-PICTURES = {"flash-attention-quick": ("ratio-torch-math-format-bf16.png", "docs/images/flash-attention.png")}
+PICTURES = {
+    "flash-attention-quick": ("ratio-torch-math-format-bf16.png", "docs/images/flash-attention.png")
+}
 
 
 def main(study: str, preset: str) -> None:

@@ -4,7 +4,7 @@ import roundoff
 
 project = "roundoff"
 author = "the roundoff authors"
-copyright = "the roundoff authors, Apache-2.0"  # noqa: A001
+copyright = "the roundoff authors, Apache-2.0"
 release = version = roundoff.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]

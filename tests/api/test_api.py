@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 import roundoff
 from roundoff.errors import UnknownNameError, UsageError
@@ -37,7 +37,7 @@ def tensors(dtype: torch.dtype, heads: int = 2) -> list[torch.Tensor]:
 def test_golden_is_torch_in_float64() -> None:
     q, k, v = tensors(torch.float64)
     mask = torch.rand(96, 80, generator=torch.Generator().manual_seed(1)) < 0.7
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    expected = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     found = roundoff.golden(q, k, v, mask=mask[None, None])
     torch.testing.assert_close(found.out, expected, rtol=1e-13, atol=1e-14)
 
