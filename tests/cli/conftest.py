@@ -35,9 +35,9 @@ class Folder:
         return out, err
 
     def lines(self, run="run"):
-        """Every whole line of a run, in all files."""
+        """Every whole line of a run, in all files: what follows the last newline was cut short."""
         files = sorted((self.path / run).glob("cells-*.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line) for file in files for line in file.read_text().split("\n")[:-1]]
 
     def done(self, run="run"):
         """The ids of the lines that are "ok", with repetitions."""
