@@ -9,6 +9,7 @@ from typing import Any
 
 from roundoff.bench.subjects import resolve_subject
 from roundoff.bench.sweep import identified
+from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
 from roundoff.errors import UnsupportedError
@@ -20,9 +21,6 @@ from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
 
 __all__ = ["study_command"]
-
-SECONDS_PER_OPERATION = 2.5e-10
-"""What a cell's operations cost on one core of a laptop, emulation and golden included."""
 
 
 def study_command(
@@ -57,15 +55,10 @@ def study_command(
     plan = plan.model_copy(
         update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}
     )
-    cells = _that_run_here(plan.cells())
     if dry_run:
-        cost = plan.cost()
-        text = f"{len(cells)} cells, {cost:.2g} operations, about {_minutes(cost)}"
-        if running.json:
-            print_json("plan", {"study": name, "cells": len(cells), "operations": cost})
-        else:
-            print(text)
+        show_plan(plan, json=running.json)
         return 0
+    cells = _that_run_here(plan.cells())
     folder = running.output or Path("runs") / f"{name}-{preset}"
     started = time.perf_counter()
     run, _, progress = carry_out(
@@ -106,10 +99,6 @@ def _planned(run: Run, cells: list[Cell]) -> list[dict[str, Any]]:
         found.get(id_) or {"id": id_, "status": "missing", "cell": cell.to_record()}
         for id_, cell in identified(cells).items()
     ]
-
-
-def _minutes(cost: float) -> str:
-    return f"{cost * SECONDS_PER_OPERATION / 60:.0f} minutes on one core"
 
 
 def _keep(run: Run, judged: dict[str, Any]) -> bool:

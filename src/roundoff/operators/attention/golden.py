@@ -94,7 +94,7 @@ def precise(call: Call, *, digits: int = 50) -> tuple[Attention, Attention]:
 
     Slow (about a microsecond a multiplication): meant for a few rows.
     """
-    mpmath: Any = require("mpmath", extra="dev", purpose="golden beyond float64")
+    mpmath: Any = require("mpmath", extra="analysis", purpose="golden beyond float64")
     with mpmath.workdps(digits):
         pair = as_pair(mpmath, _precise_rows(mpmath, call), call.q.device)
     shape = (*call.q.shape[:2], len(call.rows))

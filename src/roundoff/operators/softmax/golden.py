@@ -53,7 +53,7 @@ def _condition(x: Tensor) -> dict[str, float]:
 
 def precise(x: Tensor, *, digits: int = 50) -> tuple[Pair, Pair]:
     """y and log-sum-exp to `digits` digits with mpmath: as float64, and what that left out."""
-    mpmath: Any = require("mpmath", extra="dev", purpose="golden beyond float64")
+    mpmath: Any = require("mpmath", extra="analysis", purpose="golden beyond float64")
     with mpmath.workdps(digits):
         rows = [_precise_row(mpmath, row) for row in as_numbers(x)]
         high, low = as_pair(mpmath, rows, x.device)
