@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from roundoff.cli.deviations import deviations
+from roundoff.cli.deviations import deviations, doubtful
 
 
 def row(gain, gain_se, seed):
@@ -48,3 +48,24 @@ def test_one_seed_with_one_head():
 def test_over_the_floor():
     columns, [line] = deviations([row(0.0, 0.0, 0)])
     assert line[columns.index("x floor>")] == "2"
+
+
+def test_operators_with_other_parameters_share_a_table():
+    other = row(1e-4, 1e-5, 0)
+    other["cell"] = {"candidate": "recipe:online", "format": "bf16", "params": {"length": 64}}
+    _, lines = deviations([row(1e-4, 1e-5, 0), other])
+    assert [line[0] for line in lines] == [
+        "heads 1",
+        "  recipe:fa2",
+        "length 64",
+        "  recipe:online",
+    ]
+
+
+def test_another_result_is_told_from_a_rounded_one():
+    good, bad = row(0, 0, 0), row(0, 0, 1)
+    good["outputs"]["out"]["rel_l2"] = 0.01
+    bad["outputs"]["out"]["rel_l2"] = 1.4
+    assert doubtful([good]) == []
+    [text] = doubtful([good, bad])
+    assert text.startswith("recipe:fa2: relative error 1.4")

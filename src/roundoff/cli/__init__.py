@@ -18,6 +18,7 @@ INTERRUPTED = 130
 app = App(
     name="roundoff",
     help="How far an optimization moves the numbers, where from, and whether it matters.",
+    help_epilogue="Begin with: `roundoff study flash-attention`",
     version=__version__,
     help_format="markdown",
     exit_on_error=False,
@@ -25,13 +26,38 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for _name, _help in {
+_HELP = {
     "study": "Measure the claims of a paper, with a verdict for each and a report.",
     "bench": "Sweep kernels and recipes over formats, lengths, tiles and inputs.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
-}.items():
-    app.command(f"roundoff.cli.{_name}:{_name}_command", name=_name, help=_help)
+}
+_EXAMPLES = {
+    "study": """Studies: `flash-attention`, `recipes`.
+
+    roundoff study flash-attention
+""",
+    "bench": """Every parameter of the operator is an option too, with one or more values; for
+attention: `--batch --heads --kv-heads --seq-len --kv-len --head-dim --v-dim --mask --scale
+--inputs --rows --tile`. `roundoff list parameters` says what each takes; `512:4096:x2` and
+`1:9:+4` are ranges.
+
+    roundoff bench --kernel torch-cpu-flash --recipe fa2,paper-bf16 --seq-len 512:4096:x2
+
+    roundoff bench --kernel mine.py:attention --mask none,causal --inputs normal,outliers
+
+How many bits of your kernel a recipe explains:
+
+    roundoff bench --baseline recipe:fa2 --kernel mine.py:attention
+""",
+}
+for _name, _help in _HELP.items():
+    app.command(
+        f"roundoff.cli.{_name}:{_name}_command",
+        name=_name,
+        help=_help,
+        help_epilogue=_EXAMPLES.get(_name),
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from roundoff.bench.plan import make_plan, read_plan
-from roundoff.cli.deviations import Row, deviations, point, varied
+from roundoff.cli.deviations import LEGEND, Row, deviations, doubtful, point, varied
 from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
-from roundoff.cli.terminal import print_json, print_table, say_again
+from roundoff.cli.terminal import messages, print_json, print_table, say_again
 from roundoff.errors import UsageError
 from roundoff.operators import OPERATORS
 from roundoff.store import Run
+from roundoff.store.json import digest
 
 __all__ = ["bench_command"]
 
@@ -42,20 +43,15 @@ def bench_command(
 ) -> int:
     """Sweep kernels and recipes over formats, lengths, tiles and inputs.
 
-    Every parameter of the operator is an option with one or more values:
-    `--seq-len 512:4096:x2 --mask none,causal --tile 16,64`. `roundoff list inputs` and
-    `roundoff list parameters` show them.
-
-        roundoff bench --kernel torch-cpu-flash --recipe fa2,paper-bf16 --seq-len 512:4096:x2
-
     Parameters
     ----------
     plan:
-        A TOML file with `[[sweep]]` tables, in place of the options below.
+        A TOML file with `[[sweep]]` tables, in place of all options that say what to measure.
     operator:
         What is computed.
     baseline:
-        The kernel or recipe (as recipe:NAME) that the others are compared with.
+        The kernel or recipe (as recipe:NAME) that the others are compared with (default: the
+        operator's first kernel, torch-math for attention).
     kernel:
         Kernels, comma-separated; also yours, as module:function or file.py:function.
     recipe:
@@ -79,7 +75,10 @@ def bench_command(
     dry_run:
         Show what varies, the cells and their cost, and measure nothing.
     """
+    given = bool(kernel or recipe or baseline or layout or seq_multiple or timing or axes)
     if plan is not None:
+        if given or (format, seeds, seed, device, threads) != ("bf16", 5, 0, "cpu", 1):
+            raise UsageError(f"{plan} says what to measure; write further options into it")
         made = read_plan(plan)
     else:
         made = make_plan({"sweep": [{
@@ -92,12 +91,13 @@ def bench_command(
     if dry_run:
         show_plan(made, json=running.json)
         return 0
-    folder = running.output or Path("runs") / "bench"
-    run, named, _ = carry_out(
-        made.cells(), running, folder=folder, manifest={"plan": made.model_dump(mode="json")}
-    )
+    document = made.model_dump(mode="json")
+    folder = running.output or Path("runs") / f"bench-{digest(document)[:8]}"
+    run, named, _ = carry_out(made.cells(), running, folder=folder, manifest={"plan": document})
     rows = [row for row in run.rows() if row["id"] in named]
     _show(run, rows, running)
+    if plan is None and not (kernel or recipe):
+        messages().print("only the baseline was measured; name a --kernel or a --recipe")
     say_again(folder)
     return 2 if _is_empty_handed(rows) else 0
 
@@ -138,6 +138,9 @@ def _show(run: Run, rows: Sequence[Row], running: Running) -> None:
     if done:
         title = f"deviation from golden, {len(done)} cells (median over seeds)"
         print_table(title, *deviations(done))
+        messages().print(LEGEND, style="dim")
+        for text in doubtful(done):
+            messages().print(text, style="yellow", soft_wrap=True)
     timed = [row for row in rows if row["status"] == "ok" and "timing" in row]
     if timed:
         names = varied(timed)

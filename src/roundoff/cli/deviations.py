@@ -10,6 +10,14 @@ from typing import Any
 __all__ = ["Row", "deviations", "point", "varied"]
 
 COLUMNS = ["rmse>", "x base>", "x floor>", "gain ± se>", "ulp p99>", "match>"]
+LEGEND = (
+    "x base, x floor: rmse over the baseline's, and over golden's rounded once; "
+    "gain: share by which the output is stretched (+) or shrunk (-), with its standard error; "
+    "ulp p99: at golden's own size, so large where outputs are near 0; "
+    "match: bits equal to the baseline's"
+)
+OTHER_RESULT = 0.5
+"""A relative error that no rounding explains: the candidate computes something else."""
 Row = Mapping[str, Any]
 
 
@@ -30,6 +38,22 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
         lines += [(at, *[""] * len(COLUMNS))] if names else []
         lines += [_line(candidate, members) for candidate, members in by_candidate.items()]
     return ["candidate", *COLUMNS], lines
+
+
+def doubtful(rows: Sequence[Row]) -> list[str]:
+    """A line for each candidate whose output is another result than golden, not a rounded one."""
+    found: dict[str, float] = {}
+    for row in rows:
+        first = next(iter(row["outputs"]))
+        error = row["outputs"][first].get("rel_l2", 0.0)
+        if error > OTHER_RESULT:
+            name = row["cell"]["candidate"]
+            found[name] = max(error, found.get(name, 0.0))
+    return [
+        f"{name}: relative error {error:.2g}: another result, not rounding; "
+        "are --layout, the scale and the mask right?"
+        for name, error in found.items()
+    ]
 
 
 def _line(candidate: str, members: Sequence[Row]) -> tuple[str, ...]:
@@ -83,7 +107,7 @@ def varied(rows: Sequence[Row]) -> list[str]:
 def point(row: Row, names: Sequence[str]) -> str:
     """A cell's values of `names` as one text; names without a value are left out."""
     cell = _flat(row)
-    return ", ".join(f"{n} {cell[n]}" for n in names if cell[n] is not None) or "-"
+    return ", ".join(f"{n} {cell[n]}" for n in names if cell.get(n) is not None) or "-"
 
 
 def _flat(row: Row) -> dict[str, Any]:

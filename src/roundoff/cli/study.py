@@ -40,9 +40,10 @@ def study_command(
     Parameters
     ----------
     name:
-        The study; `roundoff list studies` shows them.
+        flash-attention (the claims of the paper) or recipes (do recipes follow their kernels).
     preset:
-        quick (some minutes on two cores), full, or gpu.
+        quick (minutes on two cores), full (hours for flash-attention, about 15 minutes for
+        recipes), or gpu (flash-attention with CUDA's kernels).
     seed:
         The first seed of the draws.
     dry_run:
