@@ -5,6 +5,8 @@ flash the order of sums inside a matrix product is unknown, so a few in a millio
 a few in ten thousand (fp16) differ.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -61,7 +63,9 @@ def flash_kernel(call, format):
 
 
 def share(a, b):
-    return (a.double() == b.double()).double().mean().item()
+    """Bit for bit: +0 is not -0."""
+    bits = [x.double().view(torch.int64) for x in (a, b)]
+    return (bits[0] == bits[1]).double().mean().item()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -71,6 +75,22 @@ def test_torch_math_bit_for_bit(name, format, case, make_call):
     call = make_call(**case, format=format)
     theirs = math_kernel(call, format, reduced=name.endswith("reduced"))
     ours = attend(RECIPES[name], call, FORMATS[format])
+    assert share(ours.out, theirs) == 1.0
+
+
+@pytest.mark.parametrize("name", ["torch-math", "torch-math-reduced", "torch-cpu-flash"])
+def test_an_output_that_underflows_keeps_its_sign(name, make_call):
+    """One value of four is the smallest negative number, so the mean rounds to -0."""
+    call = make_call(n=4, heads=1, d=8, dv=8, format="fp16")
+    v = torch.zeros_like(call.v)
+    v[..., 0, :] = -(2.0**-24)
+    call = replace(call, q=torch.zeros_like(call.q), v=v)
+    if name == "torch-cpu-flash":
+        theirs, _ = flash_kernel(call, "fp16")
+    else:
+        theirs = math_kernel(call, "fp16", reduced=name.endswith("reduced"))
+    ours = attend(RECIPES[name], call, FORMATS["fp16"])
+    assert theirs.signbit().all()
     assert share(ours.out, theirs) == 1.0
 
 

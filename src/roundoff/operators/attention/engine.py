@@ -47,7 +47,7 @@ LEAST_ROWS = 16
 class _State:
     m: Tensor
     l: Tensor  # noqa: E741 - the paper's letter
-    O: Tensor  # noqa: E741
+    O: Tensor | None  # noqa: E741 - None before the first tile, whose product is not added to 0
     rescales: Tensor
     rescaled_by: Tensor
 
@@ -156,8 +156,7 @@ def _start(block: Block, tiles: list[slice]) -> _State:
         for keys in tiles:
             m = torch.maximum(m, scores(block, keys).amax(-1, keepdim=True))
         m = put(m, how.format)
-    output = q.new_zeros((*q.shape[:-1], block.v.shape[-1]))
-    return _State(m, column, output, torch.zeros_like(column), torch.zeros_like(column))
+    return _State(m, column, None, torch.zeros_like(column), torch.zeros_like(column))
 
 
 def _step(block: Block, state: _State, s: Tensor, v: Tensor) -> None:
@@ -176,7 +175,9 @@ def _step(block: Block, state: _State, s: Tensor, v: Tensor) -> None:
     if per_tile:
         weights = put(normalised(block, p, s, state.l), recipe.probabilities)
         factor = divided(block, old, state.l)
-    onto = put(state.O * factor, recipe.pv.format, mode=recipe.pv.rounding)
+    onto = state.O
+    if onto is not None:
+        onto = put(onto * factor, recipe.pv.format, mode=recipe.pv.rounding)
     state.O = matmul(weights, v, recipe.pv, onto=onto)
     state.m = m
 
@@ -189,8 +190,11 @@ def _count(state: _State, m: Tensor, unit: float) -> None:
 
 
 def _finish(block: Block, state: _State) -> Attention:
-    at_end = block.recipe.normalise.when == "end"
-    out = divided(block, state.O, state.l) if at_end else state.O
+    out = state.O
+    if out is None:  # no keys at all
+        out = state.l.new_zeros((*state.l.shape[:-1], block.v.shape[-1]))
+    if block.recipe.normalise.when == "end":
+        out = divided(block, out, state.l)
     lse = state.m * block.unit + state.l.log()
     lse = lse.masked_fill(state.l == 0, float("-inf"))
     return Attention(
