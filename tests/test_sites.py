@@ -9,6 +9,8 @@ import pytest
 from roundoff.errors import UnknownNameError
 from roundoff.formats import FORMATS, Format
 from roundoff.operators import OPERATORS
+from roundoff.operators.attention.catalogue import RECIPES
+from roundoff.operators.attention.recipe import Tile
 from roundoff.sites import (
     INPUT,
     OPMATH,
@@ -21,6 +23,7 @@ from roundoff.sites import (
     deciding_fields,
     reordered,
     resolve,
+    rewritten,
     wire,
 )
 
@@ -136,3 +139,13 @@ def test_choosing_at_a_site_changes_that_site_alone(operator, name, site):
         assert {n: c for n, c in after.items() if n != site} == {
             n: s.choice for n, s in before.items() if n != site
         }
+
+
+def test_fields_of_one_value_are_exchanged_at_once():
+    """`Recipe` refuses a scale that is put in twice, so the two fields must change together."""
+    other = rewritten(
+        RECIPES["fa2"], {"prescale.operands": "q", "logits.scale": "before", "tile.keys": 32}
+        | {"tile": Tile(16, direction="backward")}
+    )  # fmt: skip
+    assert (other.prescale.operands, other.logits.scale) == ("q", "before")
+    assert other.tile == Tile(32, direction="backward")

@@ -30,6 +30,7 @@ __all__ = [
     "deciding_fields",
     "reordered",
     "resolve",
+    "rewritten",
     "wire",
 ]
 
@@ -77,6 +78,10 @@ class Accumulator:
     between two such roundings (None: all of them, one rounding at the end). `rounding`
     is how: tensor cores are known to cut off (`toward-zero`).
 
+    `rounds` says what is rounded when the running value is rescaled and added to: every
+    `operation` (the rescaled value, what is added, and their sum), or the `update` once, as
+    `acc = (acc * alpha + p @ v).to(bf16)` does.
+
     `order` is the order of additions:
 
     - `library`: as torch's routine for the carrying dtype does it on this machine;
@@ -97,6 +102,12 @@ class Accumulator:
     order: Order | ByStorage = "library"
     rounding: Literal["nearest", "toward-zero"] = "nearest"
     lanes: int = 16
+    rounds: Literal["operation", "update"] = "operation"
+
+    @property
+    def inner(self) -> Accumulator:
+        """How the parts of an update are carried: unrounded if only the update rounds."""
+        return self if self.rounds == "operation" else dataclasses.replace(self, format=FP64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +131,14 @@ class Quantizer:
 class Exponential:
     """Base and approximation of exp, and the formats of its argument and its result.
 
+    In base 2 the factor log2(e) goes onto the `argument` in a multiplication of its own, or
+    into the `scale`, wherever that is applied.
     `approximation` names a row of `operators.exponentials.EXPONENTIALS`. The last `row length
     mod tail` columns of a tile take the exact exponential, as vectorised loops do.
     """
 
     base: Literal["e", "2"] = "e"
+    log2e: Literal["argument", "scale"] = "argument"
     approximation: str | ByStorage = "exact"
     tail: int | ByStorage | None = None
     argument: Element = OPMATH
@@ -170,12 +184,10 @@ class Sited:
 
     def choose(self, choices: Mapping[str, Choice]) -> Self:
         """The same recipe with other choices at the named sites."""
-        recipe = self
-        for name, choice in choices.items():
+        for name in choices:
             if name not in self.SITES:
                 raise UnknownNameError("site", name, self.SITES)
-            recipe = _written(recipe, self.SITES[name].path.split("."), choice)
-        return recipe
+        return rewritten(self, {self.SITES[n].path: choice for n, choice in choices.items()})
 
     @property
     def wide(self) -> bool:
@@ -184,6 +196,7 @@ class Sited:
 
 
 _R = TypeVar("_R", bound=Sited)
+_F = TypeVar("_F")
 
 
 def _site(recipe: Sited, name: str, place: Place) -> Site:
@@ -193,10 +206,24 @@ def _site(recipe: Sited, name: str, place: Place) -> Site:
     return Site(name, place.doc, choice, place.alternatives or _alternatives(choice))
 
 
-def _written(value: Any, path: list[str], choice: Choice) -> Any:
-    head, *rest = path
-    inner = _written(getattr(value, head), rest, choice) if rest else choice
-    return dataclasses.replace(value, **{head: inner})
+def rewritten(value: _F, changes: Mapping[str, Choice]) -> _F:
+    """A frozen value with the fields at dotted paths exchanged, all of them at once.
+
+    >>> rewritten(Exponential(), {"base": "2", "argument": FP32}).base
+    '2'
+    """
+    inner: dict[str, dict[str, Choice]] = {}
+    direct: dict[str, Choice] = {}
+    for path, choice in changes.items():
+        head, _, rest = path.partition(".")
+        if rest:
+            inner.setdefault(head, {})[rest] = choice
+        else:
+            direct[head] = choice
+    found: Any = value
+    for head, below in inner.items():
+        direct[head] = rewritten(direct.get(head, getattr(found, head)), below)
+    return dataclasses.replace(found, **direct)
 
 
 def _alternatives(choice: Choice) -> tuple[Choice, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from roundoff.bench.identity import cell_id
 from roundoff.bench.measure import Task, evidence, measure, measure_task, truth
-from roundoff.bench.subjects import resolve_subject
+from roundoff.subjects import resolve_subject
 from roundoff.errors import GoldenError
 from roundoff.formats import get_format
 from roundoff.operators import OPERATORS

@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from roundoff.bench.subjects import KernelSubject, resolve_subject
+from roundoff.subjects import KernelSubject, resolve_subject
 from roundoff.errors import KernelError, UnsupportedError, UsageError
 from roundoff.formats import get_format
 from roundoff.kernels import KERNELS, kernels_of

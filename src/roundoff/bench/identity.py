@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 
 from roundoff.bench.plan import catalogued
-from roundoff.bench.subjects import resolve_subject
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Value
 from roundoff.records import Cell, Environment, SubjectName
 from roundoff.sites import wire
 from roundoff.store.json import digest
+from roundoff.subjects import resolve_subject
 
 __all__ = ["cell_id", "environment_digest", "environment_of"]
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from roundoff.bench.identity import cell_id, environment_digest
-from roundoff.bench.subjects import Result, Subject, in_one_line, resolve_subject
 from roundoff.bench.timing import time_pair
 from roundoff.errors import CellError, GoldenError, UnsupportedError
 from roundoff.formats import Format, get_format, round_to
@@ -20,6 +19,7 @@ from roundoff.metrics import GOLDEN_MARGIN, floor, measure_deviation, mismatch_r
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Outputs, Problem
 from roundoff.records import Cell, Measurement, SubjectName
+from roundoff.subjects import Result, Subject, in_one_line, resolve_subject
 
 __all__ = ["Task", "evidence", "measure", "measure_task", "truth"]
 

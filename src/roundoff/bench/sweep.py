@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from roundoff.bench.identity import cell_id, environment_digest, environment_of
 from roundoff.bench.measure import Task, measure_task
 from roundoff.bench.plan import groups
-from roundoff.bench.subjects import in_one_line
 from roundoff.executors import run_tasks
 from roundoff.records import Cell, Measurement
 from roundoff.store import Run, Writer
+from roundoff.subjects import in_one_line
 
 __all__ = ["Progress", "identified", "run_cells"]
 

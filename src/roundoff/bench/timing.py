@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from roundoff.bench.subjects import Subject
 from roundoff.operators.protocol import Problem
+from roundoff.subjects import Subject
 
 __all__ = ["time_pair"]
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from roundoff.bench.subjects import resolve_subject
 from roundoff.bench.sweep import identified
 from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
@@ -19,6 +18,7 @@ from roundoff.store import Run
 from roundoff.store.json import canonical
 from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
+from roundoff.subjects import resolve_subject
 
 __all__ = ["study_command"]
 

@@ -148,7 +148,7 @@ def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = No
         if onto is not None and total.order == "fused":
             onto = put(_added_onto(onto, left, right), total.format, mode=total.rounding)
             continue
-        part = _product(left, right, total)
+        part = _product(left, right, total if onto is None else total.inner)
         onto = part if onto is None else put(onto + part, total.format, mode=total.rounding)
     assert onto is not None
     return onto

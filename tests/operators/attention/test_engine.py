@@ -344,3 +344,25 @@ def test_masks_are_the_calls_own(make_call):
         seen = call.mask.dense(call.lengths, call.q.device)
         spelled = replace(call, mask=make_mask("boolean", seen[None, None]))
         assert torch.equal(attend(PLAIN, call, BF16).out, attend(PLAIN, spelled, BF16).out)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "additive"])
+@pytest.mark.parametrize("log2e", ["argument", "scale"])
+@pytest.mark.parametrize("base", ["e", "2"])
+@pytest.mark.parametrize("place", ["after", "fma", "argument", "q", "qk"])
+def test_every_place_of_the_scale_is_exact_in_real_arithmetic(place, base, log2e, mask, make_call):
+    call = make_call(n=30, mask=mask, spread=2.0)
+    before = place in ("q", "qk")
+    recipe = replace(
+        RECIPES["baseline-fp64"],
+        name="placed",
+        prescale=Prescale(place if before else "none", FORMATS["fp64"]),
+        logits=Logits("before" if before else place, FORMATS["fp64"]),
+        exponential=Exponential(base, log2e, argument=FORMATS["fp64"], format=FORMATS["fp64"]),
+        normalise=Normalise("end", format=FORMATS["fp64"]),
+        tile=Tile(8),
+    )
+    result, true = attend(recipe, call, FORMATS["bf16"]), golden(call)[0]
+    assert (result.out - true.out).abs().max() < 1e-12
+    seen = true.lse.isfinite()
+    assert torch.allclose(result.lse[seen], true.lse[seen], rtol=1e-12, atol=1e-12)

@@ -104,7 +104,7 @@ def _check(recipe: Recipe, call: Call) -> None:
             f"recipe {recipe.name!r}: torch.softmax sums whole rows; "
             "choose another order of the row sum for tiles"
         )
-    if recipe.logits.scale == "fma" and not call.scale > 0:
+    if recipe.logits.scale in ("fma", "argument") and not call.scale > 0:
         raise UnsupportedError(
             f"recipe {recipe.name!r} takes the maximum before the scale is applied, "
             f"so it needs a positive scale, not {call.scale}"
@@ -169,15 +169,15 @@ def _step(block: Block, state: _State, s: Tensor, v: Tensor) -> None:
     _count(state, m, block.unit)
     p = probabilities(block, s, shift)
     weights = p if per_tile else put(p, recipe.probabilities)
-    old = put(state.l * factor, total.format, mode=total.rounding)
-    added = row_sum(weights if recipe.row_sum.adds == "after" else p, total)
+    old = put(state.l * factor, total.inner.format, mode=total.rounding)
+    added = row_sum(weights if recipe.row_sum.adds == "after" else p, total.inner)
     state.l = put(old + added, total.format, mode=total.rounding)
     if per_tile:
         weights = put(normalised(block, p, s, state.l), recipe.probabilities)
         factor = divided(block, old, state.l)
     onto = state.O
     if onto is not None:
-        onto = put(onto * factor, recipe.pv.format, mode=recipe.pv.rounding)
+        onto = put(onto * factor, recipe.pv.inner.format, mode=recipe.pv.rounding)
     state.O = matmul(weights, v, recipe.pv, onto=onto)
     state.m = m
 

@@ -38,15 +38,21 @@ class Mask:
         """Whether later keys are hidden by position."""
         return self.kind in ("causal", "causal-lower-right", "window")
 
-    def apply(self, s: Tensor, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:
-        """Scores of `rows` x `keys` with hidden ones at -inf; `lengths` are (q_len, kv_len)."""
+    def apply(
+        self, s: Tensor, rows: Tensor, keys: slice, lengths: tuple[int, int], *, unit: float = 1.0
+    ) -> Tensor:
+        """Scores of `rows` x `keys` with hidden ones at -inf; `lengths` are (q_len, kv_len).
+
+        `unit` is what one unit of the scores is in the exponent of e; a bias is divided by it.
+        """
         if self.kind == "none":
             return s
         if self.tensor is not None:
             part = self.tensor[..., rows, keys]
             if part.dtype == torch.bool:
                 return s.masked_fill(~part, float("-inf"))
-            return s + part.to(s.dtype)
+            bias = part.to(s.dtype)
+            return s + (bias if unit == 1.0 else bias / unit)
         return s.masked_fill(self._hidden(rows, keys, lengths), float("-inf"))
 
     def _hidden(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:

@@ -11,10 +11,11 @@ from torch import Tensor
 from roundoff.operators.arithmetic import put
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.recipe import Recipe
+from roundoff.operators.exponentials import LOG2_E
 from roundoff.operators.inputs import randn
 from roundoff.sites import Quantizer
 
-__all__ = ["prepare", "rotation", "shared_heads"]
+__all__ = ["log2e_in_scale", "prepare", "rotation", "shared_heads"]
 
 
 def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,12 +43,19 @@ def _quantized(x: Tensor, quantizer: Quantizer | None) -> Tensor:
 
 def _prescaled(recipe: Recipe, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     how = recipe.prescale
+    scale = scale * log2e_in_scale(recipe)
     if how.operands == "q":
         return put(q * scale, how.format), k
     if how.operands == "qk":
         root = math.sqrt(abs(scale))
         return put(q * math.copysign(root, scale), how.format), put(k * root, how.format)
     return q, k
+
+
+def log2e_in_scale(recipe: Recipe) -> float:
+    """log2(e) where the recipe multiplies it into the scale, and 1 elsewhere."""
+    how = recipe.exponential
+    return LOG2_E if how.base == "2" and how.log2e == "scale" else 1.0
 
 
 def shared_heads(x: Tensor, heads: int) -> Tensor:

@@ -70,13 +70,18 @@ class Prescale:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """[4] Where scale and mask are put in: `after` the product, in a rounding of its own, or
-    in the `fma` of the exponential; and the format of the result.
+    """[4] Where the scale is put in, and the format of S after scale and mask.
 
-    `before`: the scale went in with `Prescale`.
+    - `after`: onto the product, in a rounding of its own;
+    - `fma`: in the multiply-add that makes the exponential's argument, S * c - m * c;
+    - `argument`: onto the difference, (S - m) * c;
+    - `before`: it went in with `Prescale`.
+
+    Under `fma` and `argument` the maximum is of unscaled scores; a mask that is added makes
+    both `after`, since it must be added to scaled ones.
     """
 
-    scale: Literal["after", "fma", "before"] = "after"
+    scale: Literal["after", "fma", "argument", "before"] = "after"
     format: Element = OPMATH
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from roundoff.formats import Format
 from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.operands import log2e_in_scale
 from roundoff.operators.attention.recipe import Recipe
 from roundoff.operators.exponentials import LOG2_E, exp2, exponential, fma_rows
 from roundoff.sites import Quantizer
@@ -48,14 +49,36 @@ class Block:
     rows: Tensor
 
     @property
+    def waits(self) -> bool:
+        """Whether the exponential applies the scale (or, with a bias, only its log2(e))."""
+        return self.recipe.logits.scale in ("fma", "argument")
+
+    @property
     def folds(self) -> bool:
-        """Whether the scale waits for the exponential's FMA; a bias must be added to scaled S."""
-        return self.recipe.logits.scale == "fma" and self.call.mask.kind != "additive"
+        """Whether the scale waits for the exponential; a bias must be added to scaled S."""
+        return self.waits and self.call.mask.kind != "additive"
+
+    @property
+    def base(self) -> float:
+        """log2(e) where S carries it from its scaling on, and 1 elsewhere."""
+        return 1.0 if self.waits else log2e_in_scale(self.recipe)
 
     @property
     def unit(self) -> float:
         """What one unit of S is in the exponent of e."""
-        return self.call.scale if self.folds else 1.0
+        return self.call.scale if self.folds else 1.0 / self.base
+
+    @property
+    def exponent(self) -> float:
+        """What one unit of S is in the exponent of the recipe's own base."""
+        if self.recipe.exponential.base == "e":
+            return self.unit
+        return self.unit * LOG2_E if self.base == 1.0 else 1.0
+
+    @property
+    def waiting(self) -> float:
+        """The factor that the exponential applies, where it waits."""
+        return (self.call.scale if self.folds else 1.0) * log2e_in_scale(self.recipe)
 
 
 def scores(block: Block, keys: slice) -> Tensor:
@@ -64,8 +87,8 @@ def scores(block: Block, keys: slice) -> Tensor:
     s = matmul(block.q, block.k[..., keys, :].transpose(-1, -2), recipe.qk)
     s = put(s, recipe.scores)
     if not block.folds and recipe.logits.scale != "before":
-        s = put(s * call.scale, recipe.logits.format)
-    s = call.mask.apply(s, block.rows, keys, call.lengths)
+        s = put(s * (call.scale * block.base), recipe.logits.format)
+    s = call.mask.apply(s, block.rows, keys, call.lengths, unit=1.0 / block.base)
     return put(s, recipe.logits.format) if call.mask.kind == "additive" else s
 
 
@@ -106,24 +129,23 @@ def _smallest_weight(recipe: Recipe) -> float:
 
 def rescaling(block: Block, before: Tensor, shift: Tensor) -> Tensor:
     """The factor exp(m_old - m) that takes l and O of earlier tiles to the new maximum."""
-    difference = before - shift
-    if block.recipe.exponential.base == "2":
-        factor = exp2(difference * (block.unit * LOG2_E))
-    else:
-        factor = torch.exp(difference * block.unit)
+    exponent = (before - shift) * block.exponent
+    factor = exp2(exponent) if block.recipe.exponential.base == "2" else torch.exp(exponent)
     return put(factor, block.recipe.maximum.factor)
 
 
 def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:
     """P = exp(S - m), before it is cast for the product with V."""
-    how, unit = block.recipe.exponential, block.unit
-    if block.recipe.logits.scale == "fma":
-        # The factor as the kernel holds it: in the carrier, not in Python's float64.
-        c = torch.tensor(unit * LOG2_E if how.base == "2" else unit, dtype=s.dtype).item()
-        x = fma_rows(s, c, -(shift * c))
-    else:
+    how = block.recipe.exponential
+    if not block.waits:
         x = s - shift
-        x = x * LOG2_E if how.base == "2" else x
+    else:
+        # The factor as the kernel holds it: in the carrier, not in Python's float64.
+        c = torch.tensor(block.waiting, dtype=s.dtype).item()
+        fused = block.recipe.logits.scale == "fma"
+        x = fma_rows(s, c, -(shift * c)) if fused else (s - shift) * c
+    if how.base == "2" and how.log2e == "argument":
+        x = x * LOG2_E
     return put(exponential(put(x, how.argument), how), how.format)
 
 

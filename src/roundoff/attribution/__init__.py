@@ -1,0 +1,1 @@
+"""Where a deviation comes from: over the sites of any operator."""

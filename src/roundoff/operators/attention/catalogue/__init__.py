@@ -1,0 +1,13 @@
+"""The recipes by name: one declaration each, one file a family.
+
+Names are shared with the kernels that the recipes describe. To add a family, add a file and
+import it here.
+"""
+
+from __future__ import annotations
+
+from roundoff.operators.attention.catalogue import flash, fp8, jax, paper, torch
+from roundoff.operators.attention.catalogue.paper import all_in, tiled_in
+from roundoff.operators.attention.catalogue.table import RECIPES
+
+__all__ = ["RECIPES", "all_in", "flash", "fp8", "jax", "paper", "tiled_in", "torch"]
