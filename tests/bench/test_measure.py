@@ -10,12 +10,12 @@ import torch
 
 from roundoff.bench.identity import cell_id
 from roundoff.bench.measure import Task, evidence, measure, measure_task, truth
-from roundoff.subjects import resolve_subject
 from roundoff.errors import GoldenError
 from roundoff.formats import get_format
 from roundoff.operators import OPERATORS
 from roundoff.records import Measurement
 from roundoff.store.json import dumps
+from roundoff.subjects import resolve_subject
 
 ATTENTION = OPERATORS["attention"]
 

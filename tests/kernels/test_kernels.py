@@ -8,7 +8,6 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from roundoff.subjects import KernelSubject, resolve_subject
 from roundoff.errors import KernelError, UnsupportedError, UsageError
 from roundoff.formats import get_format
 from roundoff.kernels import KERNELS, kernels_of
@@ -16,6 +15,7 @@ from roundoff.kernels.kernel import Kernel, check_outputs
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import normalise
 from roundoff.records import SubjectName
+from roundoff.subjects import KernelSubject, resolve_subject
 
 MASKS = ["none", "causal", "causal-lower-right", "window:5", "boolean", "additive"]
 SLOW = {"torch-flex"}
