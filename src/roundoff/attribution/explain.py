@@ -9,15 +9,18 @@ from typing import Any, Literal
 from roundoff.attribution.residue import Residue, judge, measure_residue
 from roundoff.attribution.search import Search, Standing
 from roundoff.attribution.witness import Witness, witnesses
-from roundoff.errors import KernelError
-from roundoff.formats import Format
-from roundoff.operators.protocol import Label, Operator
-from roundoff.records import SCHEMA
-from roundoff.subjects import Subject
+from roundoff.errors import KernelError, UsageError
+from roundoff.formats import Format, get_format
+from roundoff.kernels.user import function_kernel
+from roundoff.operators import OPERATORS
+from roundoff.operators.protocol import Label, Operator, Question
+from roundoff.records import SubjectName
+from roundoff.subjects import KernelSubject, Subject, resolve_subject
 
-__all__ = ["Explanation", "SiteFinding", "explain_subject"]
+__all__ = ["Explanation", "SiteFinding", "explain", "explain_kernel"]
 
 Confidence = Literal["certain", "likely", "undecidable"]
+FORMATS_TRIED = "bf16", "fp16", "fp32"
 STARTS = 3
 ALL_BITS = 0.9998
 """The mean share of bits that ends the search."""
@@ -41,6 +44,11 @@ class SiteFinding:
     confidence: Confidence
     equals: tuple[Label, ...] = ()
     against: tuple[Standing, ...] = ()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no bit depends on this site, as where P is not cast and l may see it or not."""
+        return len(self.equals) == len(self.against) > 0
 
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -86,7 +94,7 @@ class Explanation:
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "schema": SCHEMA, "kind": "explain", "kernel": self.kernel, "operator": self.operator,
+            "kernel": self.kernel, "operator": self.operator,
             "format": self.format.name, "recipe": self.described, "near": self.near,
             "changes": dict(self.changes),
             "sites": {name: site.to_record() for name, site in self.sites.items()},
@@ -104,37 +112,86 @@ def in_words(near: str, changes: Mapping[str, Label]) -> str:
     return f"{near} with {others}" if others else near
 
 
-def explain_subject(
-    subject: Subject,
-    operator: Operator,
+def explain(
+    kernel: str | Callable[..., Any],
     *,
-    name: str,
-    format: Format,
+    operator: str = "attention",
+    format: str | Format | None = None,
     seed: int = 0,
+) -> Explanation:
+    """Find the recipe that gives a kernel's bits, site by site, and judge what it leaves over.
+
+    `kernel` is the name of a registered kernel, `module:function`, or a function: of q, k, v
+    [batch, heads, length, head_dim] for attention, which may be declared with
+    `roundoff.kernel`. It is called once on each of a few probes, and on natural inputs.
+    `format` is that of the inputs; by default the first of bf16, fp16, fp32 that it takes.
+
+    Errors: `KernelError` if it takes none of the probes, or computes something else;
+    `UnknownNameError` for names that are not known.
+
+    >>> import torch
+    >>> def softmax(x):
+    ...     p = (x.float() - x.float().amax(-1, keepdim=True)).exp()
+    ...     return (p / p.sum(-1, keepdim=True)).to(x.dtype)
+    >>> found = explain(softmax, operator="softmax")
+    >>> found.verdict, found.sites["divide"].choice
+    ('explained by safe', 'division')
+    """
+    if not isinstance(kernel, str):
+        subject = KernelSubject(OPERATORS[operator], function_kernel(kernel, operator))
+        return _explained(subject, subject.kernel.name, format, seed=seed)
+    return explain_kernel(SubjectName.parse(kernel), operator=operator, format=format, seed=seed)
+
+
+def explain_kernel(
+    name: SubjectName,
+    *,
+    operator: str = "attention",
+    format: str | Format | None = None,
+    seed: int = 0,
+    device: str = "cpu",
     tell: Callable[[int], None] = lambda _: None,
 ) -> Explanation:
-    """Explain what runs behind `subject`, a kernel of `operator`, for inputs of `format`.
+    """`explain` for a kernel by name; `tell` is called with the number of recipes run so far."""
+    if name.kind != "kernel":
+        raise UsageError(f"{name} is a recipe, which explains itself; expected a kernel")
+    subject = resolve_subject(OPERATORS[operator], name)
+    return _explained(subject, name.name, format, seed=seed, device=device, tell=tell)
 
-    The kernel is called once on each probe, and a few times on natural inputs; raises
-    `KernelError` if it takes none of the probes.
-    """
-    found = witnesses(subject, operator, operator.probes(format, seed))
-    if not found:
-        raise KernelError(
-            f"kernel {name!r} took none of the probes in {format.name}; "
-            "measure it with `roundoff bench` to see why"
-        )
+
+def _explained(
+    subject: Subject, name: str, wanted: str | Format | None, *, seed: int, device: str = "cpu",
+    tell: Callable[[int], None] = lambda _: None,
+) -> Explanation:  # fmt: skip
+    operator = subject.operator
+    format, found = _asked(subject, name, wanted, seed=seed, device=device)
     search = Search(operator, operator.questions(format), found, tell)
     recipe = _best(search, operator, found[0])
     sites = {q.name: _finding(search, recipe, q) for q in search.questions}
     near, changes = _nearest(search, operator, sites, found[0])
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
-    residue = measure_residue(subject, operator, recipe, format, seed)
+    residue = measure_residue(subject, operator, recipe, format, seed, device=device)
     return Explanation(
         name, operator.name, format, recipe, near, changes, sites,
         {w.probe.name: search.share(at, recipe) for at, w in enumerate(found)},
         residue, judge(residue, in_words(near, changes)),
     )  # fmt: skip
+
+
+def _asked(
+    subject: Subject, name: str, wanted: str | Format | None, *, seed: int, device: str
+) -> tuple[Format, list[Witness]]:
+    """The format, and what the kernel gives on its probes."""
+    formats = FORMATS_TRIED if wanted is None else (wanted,)
+    for format in map(get_format, formats):
+        probes = subject.operator.probes(format, seed)
+        found = witnesses(subject, subject.operator, probes, device=device)
+        if found:
+            return format, found
+    raise KernelError(
+        f"kernel {name!r} took none of the probes in {' or '.join(map(str, formats))}; "
+        f"`roundoff bench --kernel {name}` shows why"
+    )
 
 
 def _best(search: Search, operator: Operator, witness: Witness) -> Any:
@@ -151,7 +208,7 @@ def _best(search: Search, operator: Operator, witness: Witness) -> Any:
     return max(found, key=search.score)
 
 
-def _finding(search: Search, recipe: Any, question: Any) -> SiteFinding:
+def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:
     standings = search.standings(recipe, question)
     equals = tuple(s.label for s in standings if s.differ == 0)
     sure = all(_is_clear(s) for s in standings)

@@ -50,10 +50,11 @@ class Residue:
 
 
 def measure_residue(
-    subject: Subject, operator: Operator, recipe: Any, format: Format, seed: int
+    subject: Subject, operator: Operator, recipe: Any, format: Format, seed: int,
+    *, device: str = "cpu",
 ) -> Residue:
     """Run the kernel and its recipe on natural inputs; raises `KernelError` if it takes none."""
-    problem, kernel = _natural(subject, operator, format, seed)
+    problem, kernel = _natural(subject, operator, format, seed, device)
     output = operator.outputs[0]
     golden = operator.golden(problem)[0][output]
 
@@ -73,12 +74,12 @@ def measure_residue(
 
 
 def _natural(
-    subject: Subject, operator: Operator, format: Format, seed: int
+    subject: Subject, operator: Operator, format: Format, seed: int, device: str
 ) -> tuple[Problem, Tensor]:
     """The first natural problem that the kernel takes, and its output there."""
     refused: list[str] = []
     for given in operator.natural():
-        problem = operator.draw(operator.settle(given), format, seed)
+        problem = operator.draw(operator.settle(given), format, seed).to(device)
         try:
             return problem, testify(subject, operator, problem)
         except (KernelError, UnsupportedError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from roundoff.errors import KernelError, UnsupportedError
@@ -32,12 +31,14 @@ def testify(subject: Subject, operator: Operator, problem: Problem) -> Tensor:
     return subject.run(problem, golden).outputs[operator.outputs[0]].double()
 
 
-def witnesses(subject: Subject, operator: Operator, probes: Iterable[Probe]) -> list[Witness]:
+def witnesses(
+    subject: Subject, operator: Operator, probes: Iterable[Probe], *, device: str = "cpu"
+) -> list[Witness]:
     """What the kernel gives on each probe that it takes in some shape; the others are left out."""
     found: list[Witness] = []
     for probe in probes:
         for make in probe.problems:
-            problem = make()
+            problem = make().to(device)
             try:
                 found.append(Witness(probe, problem, testify(subject, operator, problem)))
             except (KernelError, UnsupportedError):
@@ -49,8 +50,3 @@ def witnesses(subject: Subject, operator: Operator, probes: Iterable[Probe]) -> 
 def same(a: Tensor, b: Tensor) -> Tensor:
     """Where two outputs hold one number; NaN is one."""
     return (a == b) | (a.isnan() & b.isnan())
-
-
-def unlike(a: Tensor, b: Tensor) -> int:
-    """How many elements differ."""
-    return int(torch.count_nonzero(~same(a, b)))

@@ -120,11 +120,28 @@ class _Shared:
         if self._problem is None:
             cell = self.cell
             drawn = self.operator.draw(cell.parameters, get_format(cell.format), cell.seed)
-            self._problem = _moved(drawn, cell.device)
+            self._problem = drawn.to(cell.device)
         return self._problem
 
     @property
     def truth(self) -> Truth:
+        """Golden, computed once."""
+        if self._truth is None:
+            self._truth = truth(self.operator, self.problem)
+        return self._truth
+
+    def _baseline(self, baseline: Subject, name: SubjectName) -> Result:
+        if name not in self._baselines:
+            self._baselines[name] = baseline.run(self._plain(), self.truth.golden)
+        return self._baselines[name]
+
+    def _plain(self) -> Problem:
+        """The problem of the baseline, which keeps its own tile whatever the candidate's is."""
+        own = {n: p.default for n, p in self.operator.parameters.items() if p.recipe_only}
+        return self.truth.problem.with_parameters(**own)
+
+
+def truth(self) -> Truth:
         """Golden, computed once."""
         if self._truth is None:
             self._truth = truth(self.operator, self.problem)

@@ -59,6 +59,11 @@ class Problem:
     parameters: Mapping[str, Value]
     rows: Tensor | None = None
 
+    def to(self, device: str) -> Problem:
+        """The same on another device."""
+        inputs = {name: x.to(device) for name, x in self.inputs.items()}
+        return replace(self, inputs=inputs, rows=None if self.rows is None else self.rows.to(device))
+
     def with_parameters(self, **changes: Value) -> Problem:
         """The same inputs under other parameters."""
         return replace(self, parameters={**self.parameters, **changes})

@@ -95,7 +95,7 @@ class _Plan:
 def probes(format: Format, seed: int) -> tuple[Probe, ...]:
     """The probes for inputs of `format`; those that its range cannot hold are left out."""
     deep = _Setting(format, HEAD_DIMS[0], torch.Generator()).deep
-    return tuple(p.probe(format, seed) for p in _plans() if deep or p.layout is not _spikes)
+    return tuple(p.probe(format, seed) for p in _plans() if deep or p.layout not in (_spikes, _depths))
 
 
 def _problem(setting: _Setting, layout: Layout, second: float, *, square: bool) -> Problem:
@@ -154,9 +154,20 @@ def _weights(setting: _Setting, m: int) -> Layout:
 
 
 def _depths(setting: _Setting, m: int) -> Layout:
+    return _beside_ones(setting, m, 40.0, 86.0)
+
+
+def _shallows(setting: _Setting, m: int) -> Layout:
+    return _beside_ones(setting, m, 2.0, 9.0)
+
+
+def _beside_ones(setting: _Setting, m: int, near: float, far: float) -> Layout:
+    """Weights of exp(-near) to exp(-far) beside some that are 1, so that l is a whole number.
+
+    The scores themselves are large, so that an ulp of theirs moves the weights.
+    """
     heads, dim = 24, setting.dim
     top = setting.uniform(heads, setting.rows, 1, low=60.0, high=100.0)
-    near, far = (40.0, 86.0) if setting.deep else (4.0, 9.0)
     s = top - setting.uniform(heads, setting.rows, m, low=near, high=far)
     s[:, :, ::APART] = top
     others = torch.tensor([j for j in reversed(range(m)) if j % APART])
@@ -232,8 +243,11 @@ def _plans() -> tuple[_Plan, ...]:
         _Plan("weights", "a dozen weights of one size, read one by one",
               "weights exponent exp approximation sum tile", _weights, lambda _: (263, 256)),
         _Plan("depths", "tiny weights beside exact ones", exponent, _depths),
-        _Plan("other scale", "the same where the scale is no power of two", exponent, _depths,
-              dims=ODD_HEAD_DIMS),
+        _Plan("depths, other scale", "the same where the scale is no power of two", exponent,
+              _depths, dims=ODD_HEAD_DIMS),
+        _Plan("shallows", "weights that fp16 holds beside exact ones", exponent, _shallows),
+        _Plan("shallows, other scale", "the same where the scale is no power of two", exponent,
+              _shallows, dims=ODD_HEAD_DIMS),
         _Plan("stairs", "scores that rise or fall along the keys",
               "tile accumulator sum exp weights", _stairs, many),
         _Plan("quotients", "whole sums over whole counts, half-way between two outputs",
