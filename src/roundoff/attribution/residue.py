@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,23 @@ Z = 6.0
 """Standard errors beyond which a gain is no accident."""
 LARGER = 1.25
 """A kernel whose rmse is this many times its recipe's has errors that no recipe explains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Natural inputs, and golden, recipe and kernel at their rows, of which `row_axis` counts."""
+
+    inputs: Mapping[str, Tensor]
+    golden: Tensor
+    recipe: Tensor
+    kernel: Tensor
+    row_axis: int
+
+    def worst(self, rows: int) -> Tensor:
+        """The numbers of the rows in which the kernel is farthest from the recipe."""
+        apart = (self.kernel - self.recipe).abs().nan_to_num(math.inf)
+        others = [d for d in range(apart.ndim) if d != self.row_axis % apart.ndim]
+        return apart.amax(others).topk(min(rows, apart.shape[self.row_axis])).indices.cpu()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +61,22 @@ class Residue:
     gain_se: float
     repeats: float
     elements: int
+    example: Example = field(repr=False, compare=False)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        names = [f.name for f in fields(self) if f.name != "example"]
+        return {name: getattr(self, name) for name in names}
 
 
 def measure_residue(
-    subject: Subject, operator: Operator, recipe: Any, format: Format, seed: int,
-    *, device: str = "cpu",
+    subject: Subject,
+    operator: Operator,
+    recipe: Any,
+    format: Format,
+    seed: int,
+    *,
+    device: str = "cpu",
 ) -> Residue:
     """Run the kernel and its recipe on natural inputs; raises `KernelError` if it takes none."""
     problem, kernel = _natural(subject, operator, format, seed, device)
@@ -70,6 +95,7 @@ def measure_residue(
         _share(emulated(operator.reordered(recipe)), ours),
         theirs.rmse / mine.rmse if mine.rmse else math.nan, apart.gain, apart.gain_se,
         _share(testify(subject, operator, problem), kernel), kernel.numel(),
+        Example(problem.inputs, golden, ours, kernel, operator.row_axes[output]),
     )  # fmt: skip
 
 
@@ -98,9 +124,12 @@ def _deviation(operator: Operator, golden: Tensor, x: Tensor, format: Format) ->
 def judge(residue: Residue, recipe: str) -> str:
     """The verdict in words.
 
-    >>> well = Residue(0.9999, 0.7, 0.9997, 0.999, 1.0, 0.0, 1e-7, 1.0, 10**6)
-    >>> judge(well, "fa2")
+    >>> shares = {"match": 0.9999, "null": 0.7, "lift": 0.9997, "order_floor": 0.999}
+    >>> rest = {"repeats": 1.0, "elements": 10**6, "example": None}
+    >>> judge(Residue(**shares, err_ratio=1.0, gain=0.0, gain_se=1e-7, **rest), "fa2")
     'explained by fa2'
+    >>> judge(Residue(**shares, err_ratio=2.0, gain=-3e-3, gain_se=1e-5, **rest), "fa2")
+    'biased: beside fa2, its outputs are stretched by -0.003 (standard error 1e-05)'
     """
     floor = 1.0 - residue.order_floor
     if abs(residue.gain) > Z * residue.gain_se and abs(residue.gain) > 1e-5:

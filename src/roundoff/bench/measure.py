@@ -141,31 +141,6 @@ class _Shared:
         return self.truth.problem.with_parameters(**own)
 
 
-def truth(self) -> Truth:
-        """Golden, computed once."""
-        if self._truth is None:
-            self._truth = truth(self.operator, self.problem)
-        return self._truth
-
-    def _baseline(self, baseline: Subject, name: SubjectName) -> Result:
-        if name not in self._baselines:
-            self._baselines[name] = baseline.run(self._plain(), self.truth.golden)
-        return self._baselines[name]
-
-    def _plain(self) -> Problem:
-        """The problem of the baseline, which keeps its own tile whatever the candidate's is."""
-        own = {n: p.default for n, p in self.operator.parameters.items() if p.recipe_only}
-        return self.truth.problem.with_parameters(**own)
-
-
-def _moved(problem: Problem, device: str) -> Problem:
-    if device == "cpu":
-        return problem
-    inputs = {name: x.to(device) for name, x in problem.inputs.items()}
-    rows = None if problem.rows is None else problem.rows.to(device)
-    return replace(problem, inputs=inputs, rows=rows)
-
-
 def truth(operator: Operator, problem: Problem) -> Truth:
     """Golden in float64, or finer where the problem's format is too close to float64.
 

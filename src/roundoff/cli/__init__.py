@@ -29,6 +29,7 @@ app = App(
 _HELP = {
     "study": "Measure the claims of a paper, with a verdict for each and a report.",
     "bench": "Sweep kernels and recipes over formats, lengths, tiles and inputs.",
+    "explain": "Find which recipe a kernel follows, and what is left unexplained.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
@@ -49,6 +50,10 @@ attention: `--batch --heads --kv-heads --seq-len --kv-len --head-dim --v-dim --m
 How many bits of your kernel a recipe explains:
 
     roundoff bench --baseline recipe:fa2 --kernel mine.py:attention
+""",
+    "explain": """    roundoff explain torch-cpu-flash
+
+    roundoff explain mine.py:attention --emit repro
 """,
 }
 for _name, _help in _HELP.items():

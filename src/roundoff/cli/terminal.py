@@ -29,7 +29,15 @@ from rich.table import Table
 from roundoff.records import SCHEMA
 from roundoff.store.json import dumps
 
-__all__ = ["command_line", "counting", "messages", "print_json", "print_table", "progress_bar", "say_again"]
+__all__ = [
+    "command_line",
+    "counting",
+    "messages",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "say_again",
+]
 
 WIDTH = 100
 

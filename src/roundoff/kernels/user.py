@@ -46,7 +46,7 @@ def user_kernel(
 def function_kernel(
     function: Callable[..., Any], operator: str, *, name: str = "", declared: Declared | None = None
 ) -> Kernel:
-    """`function` as a kernel of `operator`, as its declaration says; nothing is known of its source."""
+    """`function` as a kernel of `operator`, as it is declared; its source is not looked at."""
     name = name or getattr(function, "__name__", "kernel")
     declared = declared or declared_by(function)
     output = OPERATORS[operator].outputs[0]

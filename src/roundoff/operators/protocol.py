@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import Format
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer", "Label", "Operator", "Outputs", "Parameter", "Probe", "Problem", "Question", "Recipe",
-    "normalise", "parse_axis",
+    "ask", "normalise", "parse_axis",
 ]  # fmt: skip
 
 Outputs = dict[str, "Tensor"]
@@ -62,7 +62,9 @@ class Problem:
     def to(self, device: str) -> Problem:
         """The same on another device."""
         inputs = {name: x.to(device) for name, x in self.inputs.items()}
-        return replace(self, inputs=inputs, rows=None if self.rows is None else self.rows.to(device))
+        return replace(
+            self, inputs=inputs, rows=None if self.rows is None else self.rows.to(device)
+        )
 
     def with_parameters(self, **changes: Value) -> Problem:
         """The same inputs under other parameters."""
@@ -100,6 +102,11 @@ class Question:
     def label(self, recipe: object) -> Label:
         """What `recipe` answers; "other" if it is none of the answers."""
         return next((a.label for a in self.answers if a.fits(recipe)), "other")
+
+
+def ask(name: str, doc: str, group: str, answers: Mapping[Any, Mapping[str, Choice]]) -> Question:
+    """A question from a mapping of labels to the fields that they set."""
+    return Question(name, doc, group, tuple(Answer(label, c) for label, c in answers.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +153,7 @@ class Operator(Protocol):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     cluster_dims: int  # leading axes of an output that number its independent clusters
+    row_axes: ClassVar[Mapping[str, int]]  # which axis of an output counts its rows
     parameters: Mapping[str, Parameter]
     distributions: Mapping[str, str]  # inputs that can be drawn, with one line each
 

@@ -95,7 +95,9 @@ class _Plan:
 def probes(format: Format, seed: int) -> tuple[Probe, ...]:
     """The probes for inputs of `format`; those that its range cannot hold are left out."""
     deep = _Setting(format, HEAD_DIMS[0], torch.Generator()).deep
-    return tuple(p.probe(format, seed) for p in _plans() if deep or p.layout not in (_spikes, _depths))
+    return tuple(
+        p.probe(format, seed) for p in _plans() if deep or p.layout not in (_spikes, _depths)
+    )
 
 
 def _problem(setting: _Setting, layout: Layout, second: float, *, square: bool) -> Problem:

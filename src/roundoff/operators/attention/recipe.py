@@ -237,9 +237,8 @@ def _possible_sum(recipe: Recipe, storage: Format) -> RowSum:
     as_torch = (
         tile.keys is None
         and tile.splits == 1
-        and recipe.exponential == plain.exponential
+        and replace(recipe.exponential, log2e="argument", tail=None) == plain.exponential
         and replace(recipe.maximum, rule="always") == plain.maximum
-        and recipe.row_sum.adds == "before"
         and total.format == plain.row_sum.accumulator.format
         and recipe.normalise == replace(plain.normalise, when="block")
     )
