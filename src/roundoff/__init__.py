@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from roundoff.registry import lazily
 
 if TYPE_CHECKING:
+    from roundoff.attribution.explain import Explanation, explain
     from roundoff.bench.compare import Comparison, compare
     from roundoff.errors import RoundoffError
     from roundoff.formats import Format, get_format
@@ -27,12 +28,14 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Attention",
     "Comparison",
+    "Explanation",
     "Format",
     "Recipe",
     "RoundoffError",
     "Run",
     "compare",
     "emulate",
+    "explain",
     "get_format",
     "golden",
     "kernel",
@@ -42,12 +45,14 @@ __all__ = [
 _PLACES = {
     "Attention": "operators.attention.call",
     "Comparison": "bench.compare",
+    "Explanation": "attribution.explain",
     "Format": "formats",
     "Recipe": "operators.attention.recipe",
     "RoundoffError": "errors",
     "Run": "store",
     "compare": "bench.compare",
     "emulate": "operators.attention.api",
+    "explain": "attribution.explain",
     "get_format": "formats",
     "golden": "operators.attention.api",
     "kernel": "kernels.user",

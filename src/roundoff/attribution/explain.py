@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
+
 from roundoff.attribution.residue import Residue, judge, measure_residue
 from roundoff.attribution.search import Search, Standing
 from roundoff.attribution.witness import Witness, witnesses
@@ -150,13 +152,22 @@ def explain_kernel(
     format: str | Format | None = None,
     seed: int = 0,
     device: str = "cpu",
+    threads: int = 1,
     tell: Callable[[int], None] = lambda _: None,
 ) -> Explanation:
-    """`explain` for a kernel by name; `tell` is called with the number of recipes run so far."""
+    """`explain` for a kernel by name, run on `threads` threads.
+
+    `tell` is called with the number of recipes run so far.
+    """
     if name.kind != "kernel":
         raise UsageError(f"{name} is a recipe, which explains itself; expected a kernel")
     subject = resolve_subject(OPERATORS[operator], name)
-    return _explained(subject, name.name, format, seed=seed, device=device, tell=tell)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _explained(subject, name.name, format, seed=seed, device=device, tell=tell)
+    finally:
+        torch.set_num_threads(before)
 
 
 def _explained(

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from roundoff.attribution import Explanation, SiteFinding, emit, explain_kernel
+from roundoff.attribution.emit import emit
+from roundoff.attribution.explain import Explanation, SiteFinding, explain_kernel
 from roundoff.cli.terminal import command_line, counting, messages, print_json, print_table
 from roundoff.records import SubjectName
 from roundoff.store.json import dumps
@@ -25,6 +27,7 @@ def explain_command(
     format: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    threads: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
     layout: Literal["bhsd", "bshd"] | None = None,
     seq_multiple: int | None = None,
     emit_to: Annotated[Path | None, Parameter(name="--emit")] = None,
@@ -47,6 +50,8 @@ def explain_command(
         The seed of probes and natural inputs.
     device:
         cpu, or cuda, where the kernel is to run.
+    threads:
+        Threads that the kernel may use.
     layout:
         Order of the axes of your kernel: bhsd or bshd.
     seq_multiple:
@@ -61,7 +66,13 @@ def explain_command(
     name = SubjectName("kernel", kernel, layout, seq_multiple)
     with counting("recipes tried") as tell:
         found = explain_kernel(
-            name, operator=operator, format=format, seed=seed, device=device, tell=tell
+            name,
+            operator=operator,
+            format=format,
+            seed=seed,
+            device=device,
+            threads=threads,
+            tell=tell,
         )
     document = found.to_record() | {"command": command_line()}
     if output is not None:
