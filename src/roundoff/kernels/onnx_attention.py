@@ -77,6 +77,7 @@ def _session(tensors: dict[str, Tensor], attention: Attention) -> Any:
 def _model(onnx: Any, tensors: dict[str, Tensor], attention: Attention) -> Any:
     helper, types = onnx.helper, onnx.TensorProto
     kinds = {
+        torch.float64: types.DOUBLE,
         torch.float32: types.FLOAT,
         torch.float16: types.FLOAT16,
         torch.bool: types.BOOL,

@@ -12,7 +12,7 @@ built-ins are called (`tl.max` and `tl.sum` are compiled functions, which the in
 call unless all of Triton was imported for it; their reductions it can).
 """
 
-# pyright: basic
+# pyright: basic, reportArgumentType=false
 import triton.language as tl
 from triton.language.standard import _elementwise_max as larger
 from triton.language.standard import _sum_combine as added
@@ -50,7 +50,7 @@ def attention_forward(  # noqa: PLR0913, PLR0917 - a kernel has no other way in
         factor = tl.exp2(m - base)
         l = l * factor + tl.reduce(p, 1, added)  # noqa: E741
         v = tl.load(V + there, mask=keys[:, None] < kv_len, other=0.0)
-        v = v.to(WEIGHTS)  # pyright: ignore[reportArgumentType] - a dtype, as a constant
+        v = v.to(WEIGHTS)
         acc = tl.dot(p.to(WEIGHTS), v, acc * factor[:, None], input_precision="ieee")
         m = m_new
     total = tl.where(l == 0.0, 1.0, l)
