@@ -9,7 +9,7 @@ from roundoff.sites import ByStorage
 
 __all__: list[str] = []
 
-FP16, FP32 = FORMATS["fp16"], FORMATS["fp32"]
+FP16, FP32, FP64 = FORMATS["fp16"], FORMATS["fp32"], FORMATS["fp64"]
 
 # What remains beside Triton's interpreter: numpy's exp2 and its order of sums in rows and
 # products; and m is kept in scaled scores, so that the factor exp2(m_old - m) is of a difference
@@ -23,7 +23,7 @@ add(
         known="run",
         logits=Logits("fma"),
         exponential=Exponential("2", log2e="scale"),
-        probabilities=ByStorage(FP16, FP32, FP32),
+        probabilities=ByStorage(FP16, FP32, FP64),
         tile=Tile(64, 64),
     )
 )
