@@ -34,6 +34,13 @@ CUBIC, QUINTIC, SEXTIC = (
     tuple(_D(_F(value)) for value in values)
     for values in (exponentials.CUBIC, exponentials.QUINTIC, exponentials.SEXTIC)
 )
+OURS, OURS_2 = (
+    tuple(_F(value) for value in values) for values in (exponentials.OURS, exponentials.OURS_2)
+)
+ENDS, ENDS_2 = (tuple(_F(end) for end in e) for e in (exponentials.ENDS, exponentials.ENDS_2))
+OUR_HIGH, OUR_LOW = _F(exponentials.LN_2_HIGH), _F(exponentials.LN_2_LOW)
+TO_WHOLE = _F(1.5 * 2**23)  # added and taken away again, it leaves the nearest whole number
+TO_WHOLE_BITS = TO_WHOLE.view(np.int32)
 
 
 @numba.njit(nogil=True)
@@ -97,6 +104,48 @@ def _sleef_u10(x):
     return x if math.isnan(x) else value
 
 
+@numba.njit(nogil=True)
+def _times_power(p, shifted):
+    """p * 2^n, where `shifted` is n + TO_WHOLE: n is how far its bits are from TO_WHOLE's."""
+    n = np.int32(_F(shifted).view(np.int32) - TO_WHOLE_BITS)
+    half = np.int32(n >> np.int32(1))
+    return _F(_F(p * _power(half)) * _power(np.int32(n - half)))
+
+
+@numba.njit(nogil=True)
+def exact(x):
+    """exp(x), as `exponentials._ours` computes it."""
+    s = ENDS[0] if x < ENDS[0] else x
+    s = ENDS[1] if s > ENDS[1] else s
+    shifted = _F(_F(s * LOG2_E) + TO_WHOLE)
+    n = _F(shifted - TO_WHOLE)
+    r = _F(_F(s - _F(n * OUR_HIGH)) - _F(n * OUR_LOW))
+    q = OURS[0]
+    q = _F(_F(q * r) + OURS[1])
+    q = _F(_F(q * r) + OURS[2])
+    q = _F(_F(q * r) + OURS[3])
+    q = _F(_F(q * r) + OURS[4])
+    value = _times_power(_F(_F(_F(_F(r * r) * q) + r) + ONE), shifted)
+    return x if x != x else value  # noqa: PLR0124
+
+
+@numba.njit(nogil=True)
+def exact_2(x):
+    """2^x, as `exponentials._ours_2` computes it."""
+    s = ENDS_2[0] if x < ENDS_2[0] else x
+    s = ENDS_2[1] if s > ENDS_2[1] else s
+    shifted = _F(s + TO_WHOLE)
+    f = _F(s - _F(shifted - TO_WHOLE))
+    q = OURS_2[0]
+    q = _F(_F(q * f) + OURS_2[1])
+    q = _F(_F(q * f) + OURS_2[2])
+    q = _F(_F(q * f) + OURS_2[3])
+    q = _F(_F(q * f) + OURS_2[4])
+    q = _F(_F(q * f) + OURS_2[5])
+    value = _times_power(_F(_F(f * q) + ONE), shifted)
+    return x if x != x else value  # noqa: PLR0124
+
+
 def _compiled(function: Callable[..., None]) -> Any:
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -123,6 +172,18 @@ def _sleef_u10_into(x, out):
 
 
 @_compiled
+def _exact_into(x, out):
+    for i in range(x.size):
+        out[i] = exact(x[i])
+
+
+@_compiled
+def _exact_2_into(x, out):
+    for i in range(x.size):
+        out[i] = exact_2(x[i])
+
+
+@_compiled
 def _fma_rows_into(a, b, c, out):
     for i in range(a.shape[0]):
         for j in range(a.shape[1]):
@@ -139,10 +200,12 @@ def _elementwise(into: Any) -> Callable[[Tensor], Tensor]:
     return compute
 
 
-TWINS: dict[str, Callable[[Tensor], Tensor]] = {
-    "fexp_u20": _elementwise(_fexp_u20_into),
-    "exp_u20": _elementwise(_exp_u20_into),
-    "sleef_u10": _elementwise(_sleef_u10_into),
+TWINS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("exact", "e"): _elementwise(_exact_into),
+    ("exact", "2"): _elementwise(_exact_2_into),
+    ("fexp_u20", "e"): _elementwise(_fexp_u20_into),
+    ("exp_u20", "e"): _elementwise(_exp_u20_into),
+    ("sleef_u10", "e"): _elementwise(_sleef_u10_into),
 }
 
 

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _CARRIERS = {torch.float32: FORMATS["fp32"], torch.float64: FORMATS["fp64"]}
+LANES = 64
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -180,8 +181,22 @@ def row_sum(p: Tensor, total: Accumulator) -> Tensor:
     if total.order in ("lanes", "vector"):
         summed = _lane_sum(p, total.lanes, tail_first=total.order == "vector")
     else:
-        summed = (p.flip(-1) if total.order == "reversed" else p).sum(-1, keepdim=True)
+        summed = _halved(p.flip(-1) if total.order == "reversed" else p)
     return put(summed, total.format, mode=total.rounding)
+
+
+def _halved(p: Tensor) -> Tensor:
+    """The sum in our own order, which does not depend on the machine; `Accumulator` tells it."""
+    if not p.shape[-1]:
+        return p.new_zeros((*p.shape[:-1], 1))
+    p = torch.nn.functional.pad(p, (0, -p.shape[-1] % LANES), value=-0.0)
+    while p.shape[-1] > 1:
+        width = p.shape[-1]
+        kept = -(-width // (2 * LANES)) * LANES if width > LANES else width // 2
+        lower = p[..., :kept].clone()
+        lower[..., : width - kept] += p[..., kept:]
+        p = lower
+    return p
 
 
 def _chunked_sum(p: Tensor, total: Accumulator) -> Tensor:
@@ -189,7 +204,7 @@ def _chunked_sum(p: Tensor, total: Accumulator) -> Tensor:
     parts: list[Tensor] = list(torch.split(p, total.chunk, dim=-1))
     running = p.new_zeros((*p.shape[:-1], 1))
     for part in reversed(parts) if total.order == "reversed" else parts:
-        term = put(part.sum(-1, keepdim=True), total.format, mode=total.rounding)
+        term = put(_halved(part), total.format, mode=total.rounding)
         running = put(running + term, total.format, mode=total.rounding)
     return running
 

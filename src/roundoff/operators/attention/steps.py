@@ -17,7 +17,7 @@ from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.operands import log2e_in_scale
 from roundoff.operators.attention.recipe import Recipe
-from roundoff.operators.exponentials import LOG2_E, exp2, exponential, fma_rows
+from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows, singles
 from roundoff.sites import Quantizer
 
 __all__ = [
@@ -130,8 +130,7 @@ def _smallest_weight(recipe: Recipe) -> float:
 def rescaling(block: Block, before: Tensor, shift: Tensor) -> Tensor:
     """The factor exp(m_old - m) that takes l and O of earlier tiles to the new maximum."""
     exponent = (before - shift) * block.exponent
-    factor = exp2(exponent) if block.recipe.exponential.base == "2" else torch.exp(exponent)
-    return put(factor, block.recipe.maximum.factor)
+    return put(singles(exponent, block.recipe.exponential), block.recipe.maximum.factor)
 
 
 def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:
