@@ -4,8 +4,10 @@ import itertools
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -52,8 +54,9 @@ def test_both_twins_of_fma_give_the_same_bits():
     a = numbers()[:300_000].view(300, 1000)
     c = torch.randn(300, 1)
     c[:2, 0] = torch.tensor([math.inf, math.nan])
-    slow = fma(a, 0.18033688, c)
-    quick = fast(a, 0.18033688, c)
+    factor = torch.tensor(0.18033688).item()
+    slow = fma(a, factor, c)
+    quick = fast(a, factor, c)
     assert torch.equal(slow.isnan(), quick.isnan())
     assert same_bits(slow.nan_to_num(7.0), quick.nan_to_num(7.0))
 
@@ -180,6 +183,32 @@ def test_fma_rounds_once():
     assert fma(a, a, -torch.tensor([1 + 2**-11, 9.0])).tolist() == [2**-24, 0.0]
     wide = torch.tensor([3.0], dtype=torch.float64)
     assert fma(wide, 2.0, 1.0).dtype == torch.float64
+
+
+def test_fma_against_exact_arithmetic():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2000, generator=generator) for _ in range(2))
+    # c near a tie of the product: a few bits are left below float64's last one
+    c = -(a * b).bfloat16().float() * 2.0 ** torch.randint(-3, 30, (2000,), generator=generator)
+    exact = [
+        Fraction(x) * Fraction(y) + Fraction(z)
+        for x, y, z in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+    ]
+    ours = fma(a, b, c)
+    for got, value in zip(ours.tolist(), exact, strict=True):
+        below, above = (float(np.nextafter(np.float32(got), np.float32(s))) for s in (-9e9, 9e9))
+        least = abs(Fraction(got) - value)
+        assert all(least <= abs(Fraction(x) - value) for x in (below, above))
+    tie, one = torch.tensor([2.0**-24]), torch.tensor([1.0])
+    for small, expected in ((2.0**-80, 1 + 2.0**-23), (-(2.0**-80), 1.0), (0.0, 1.0)):
+        # 1 + 2^-24 (1 + small): the tie is broken by what float64 cannot hold
+        assert fma(tie, 1.0, one).item() == 1.0
+        left = exponentials._to_odd(
+            torch.tensor([1 + 2.0**-24], dtype=torch.float64),
+            torch.tensor([small], dtype=torch.float64),
+            torch.tensor([1 + 2.0**-24], dtype=torch.float64),
+        )
+        assert left.float().item() == expected
 
 
 def test_numba_waits_for_float32():

@@ -87,17 +87,32 @@ EXPONENTIALS: Registry[Approximation] = Registry("exponential")
 
 
 def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """a * b + c with one rounding, for float32 through float64.
+    """a * b + c with one rounding, for float32 (and numbers of float32) through float64.
 
-    The float64 sum is itself rounded, so about one result in 2^29 is rounded twice.
-    A float64 `a` is multiplied and added in two roundings.
+    The float64 sum is itself rounded, but to odd, so that rounding it again does no harm
+    (Boldo and Melquiond, 2008). A float64 `a` is multiplied and added in two roundings.
 
     >>> fma(torch.tensor(1 + 2**-12), torch.tensor(1 + 2**-12), -1.0 - 2**-11).item() == 2**-24
     True
     """
     wide = b.double() if isinstance(b, Tensor) else b
     addend = c.double() if isinstance(c, Tensor) else c
-    return (a.double() * wide + addend).to(a.dtype)
+    product = a.double() * wide
+    total = product + addend
+    return total if a.dtype == torch.float64 else _to_odd(product, addend, total).to(a.dtype)
+
+
+def _to_odd(a: Tensor, b: Tensor | float, total: Tensor) -> Tensor:
+    """a + b of float64 rounded to odd: where `total` is not exact, its last bit is set.
+
+    An even `total` becomes its neighbour on the side of what was left out (Knuth's two-sum).
+    """
+    later = total - a
+    rest = (a - (total - later)) + (b - later)
+    bits = total.view(torch.int64)
+    step = torch.where((rest > 0) == (total > 0), 1, -1)
+    moves = (rest != 0) & rest.isfinite() & (bits & 1 == 0)
+    return (bits + torch.where(moves, step, 0)).view(torch.float64)
 
 
 def _single(value: float) -> float:
@@ -248,7 +263,7 @@ def _compute(name: str, base: str, x: Tensor) -> Tensor:
 
 
 def fma_rows(a: Tensor, b: float, c: Tensor) -> Tensor:
-    """a * b + c with one rounding, for `a` [..., K], a number and `c` [..., 1]."""
+    """a * b + c with one rounding, for `a` [..., K], a number of `a`'s and `c` [..., 1]."""
     twins = _twins() if a.dtype == torch.float32 and _is_plain(a) and _is_plain(c) else None
     return fma(a, b, c) if twins is None else twins.fma_rows(a, b, c)
 
