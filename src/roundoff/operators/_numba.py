@@ -5,7 +5,7 @@ Float32 in and out. One thread: the matrix products beside it take the others.
 # Types in here are Numba's, which has no stubs.
 # pyright: reportUntypedFunctionDecorator=false, reportMissingParameterType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
-# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false, reportCallIssue=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
 
 from __future__ import annotations
 

@@ -17,8 +17,10 @@ from numba.extending import intrinsic
 __all__ = ["bits", "fma", "number", "wide"]
 
 
-@intrinsic
-def wide(context: Any) -> Any:  # noqa: ARG001 - Numba's signature
+# Each of these writes LLVM for a call of it: `generate` puts instructions where the call stands.
+
+
+def _wide(context: Any) -> Any:  # noqa: ARG001 - Numba's signature
     """To be called first in a compiled function: its loops take vectors of 512 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -29,8 +31,7 @@ def wide(context: Any) -> Any:  # noqa: ARG001 - Numba's signature
     return types.void(), generate
 
 
-@intrinsic
-def fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
+def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
     """a * b + c of float32 with one rounding."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -39,8 +40,7 @@ def fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@intrinsic
-def bits(context: Any, x: Any) -> Any:  # noqa: ARG001
+def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
     """The bits of a float32 as int32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -49,11 +49,16 @@ def bits(context: Any, x: Any) -> Any:  # noqa: ARG001
     return types.int32(types.float32), generate
 
 
-@intrinsic
-def number(context: Any, b: Any) -> Any:  # noqa: ARG001
+def _number(context: Any, b: Any) -> Any:  # noqa: ARG001
     """The float32 that has these bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+wide: Any = intrinsic(_wide)
+fma: Any = intrinsic(_fma)
+bits: Any = intrinsic(_bits)
+number: Any = intrinsic(_number)

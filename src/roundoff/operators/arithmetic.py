@@ -20,6 +20,7 @@ from roundoff.sites import Accumulator, Element, Quantizer
 __all__ = [
     "carrier",
     "divide",
+    "holds",
     "matmul",
     "plain_arithmetic",
     "put",
@@ -78,10 +79,11 @@ def settled(element: Element) -> Format:
 
 def carrier(format: Format) -> torch.dtype:
     """The narrowest dtype that carries all values of `format`: float32 or float64."""
-    return torch.float32 if _holds(FORMATS["fp32"], format) else torch.float64
+    return torch.float32 if holds(FORMATS["fp32"], format) else torch.float64
 
 
-def _holds(wide: Format, format: Format) -> bool:
+def holds(wide: Format, format: Format) -> bool:
+    """Whether every value of `format` is one of `wide`, but for infinities and NaN."""
     return (
         wide.mantissa_bits >= format.mantissa_bits
         and wide.emin <= format.emin
@@ -99,7 +101,7 @@ def put(x: Tensor, choice: Element | Quantizer, *, mode: Any = "nearest") -> Ten
     if isinstance(choice, Quantizer):
         return _quantize(x, choice)
     format = settled(choice)
-    if _holds(format, _CARRIERS[x.dtype]):
+    if holds(format, _CARRIERS[x.dtype]):
         return x
     if format.infinities:
         return round_to(x, format, mode=mode)
@@ -157,7 +159,7 @@ def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = No
 
 def _product(a: Tensor, b: Tensor, total: Accumulator) -> Tensor:
     format = settled(total.format)
-    if total.order == "native" and not _holds(format, _CARRIERS[a.dtype]):
+    if total.order == "native" and not holds(format, _CARRIERS[a.dtype]):
         if format.dtype not in _LIBRARY_DTYPES:
             raise UnsupportedError(
                 f"torch has no matrix product of {format.name} tensors here; "

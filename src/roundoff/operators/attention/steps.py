@@ -21,7 +21,9 @@ from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows, singl
 from roundoff.sites import Quantizer
 
 __all__ = [
+    "HIDDEN",
     "Block",
+    "State",
     "divided",
     "new_maximum",
     "normalised",
@@ -79,6 +81,20 @@ class Block:
     def waiting(self) -> float:
         """The factor that the exponential applies, where it waits."""
         return (self.call.scale if self.folds else 1.0) * log2e_in_scale(self.recipe)
+
+
+@dataclass(slots=True)
+class State:
+    """What a block's rows have come to: m, l, and counts [B,H,R,1], and O [B,H,R,Dv].
+
+    O is None before the first tile, whose product is not added to zeros.
+    """
+
+    m: Tensor
+    l: Tensor  # noqa: E741 - the paper's letter
+    O: Tensor | None  # noqa: E741
+    rescales: Tensor
+    rescaled_by: Tensor
 
 
 def scores(block: Block, keys: slice) -> Tensor:
