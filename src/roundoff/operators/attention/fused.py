@@ -2,7 +2,7 @@
 
 The same sites in the same order as in `engine`, and the same bits. G heads are taken together.
 
-    S [G,R,K] scores, then P    O, part [G,R,Dv]    state [6,G,R]: see `_tile`
+    S [G,R,K] scores, then P    O, part [G,R,Dv]    state [5,G*R]: see `_tile`
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def attend(block: Block, tiles: list[slice]) -> State:
     q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
     heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
     O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
-    state = np.zeros((6, heads * rows), np.float32)
+    state = np.zeros((5, heads * rows), np.float32)
     state[0] = HIDDEN
     together = max(1, HELD // (rows * keys))
     for at in range(0, heads, together):
