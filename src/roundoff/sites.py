@@ -84,7 +84,10 @@ class Accumulator:
 
     `order` is the order of additions:
 
-    - `library`: as torch's routine for the carrying dtype does it on this machine;
+    - `library`: a product's as torch's routine for the carrying dtype does it on this machine;
+      a row's as 64 lanes side by side: the row is filled up with -0 to whole groups of 64, the
+      later half of the groups is added onto the earlier until one is left, and so are its
+      lanes (of an odd number of groups the middle one is left for the next turn);
     - `reversed`: the same on the terms from last to first;
     - `fused`: products only; the same, starting from the running value, not from zero;
     - `native`: products only; torch's own routine for tensors of `format` (a 16-bit GEMM),
@@ -133,13 +136,15 @@ class Exponential:
 
     In base 2 the factor log2(e) goes onto the `argument` in a multiplication of its own, or
     into the `scale`, wherever that is applied.
-    `approximation` names a row of `operators.exponentials.EXPONENTIALS`. The last `row length
-    mod tail` columns of a tile take the exact exponential, as vectorised loops do.
+    `approximation` names a row of `operators.exponentials.EXPONENTIALS`; `scalar` names another
+    for what a kernel computes value by value: the factor that rescales earlier tiles, and the
+    last `row length mod tail` columns of a tile, which a vectorised loop leaves over.
     """
 
     base: Literal["e", "2"] = "e"
     log2e: Literal["argument", "scale"] = "argument"
     approximation: str | ByStorage = "exact"
+    scalar: str = "exact"
     tail: int | ByStorage | None = None
     argument: Element = OPMATH
     format: Element = OPMATH

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,35 @@ def test_division_and_reciprocal():
     by = divide(x, total, "reciprocal", BF16)
     assert torch.equal(by[:2], round_to(x * round_to(1 / total, BF16), BF16)[:2])
     assert (by[2] == 0).all()
+
+
+def summed_by_hand(row):
+    """`Accumulator`'s order `library` on a list of numpy's float32, one addition at a time."""
+    groups = [row[at : at + 64] for at in range(0, len(row), 64)]
+    while len(groups) > 1:
+        kept = (len(groups) + 1) // 2
+        for at, group in enumerate(groups[kept:]):
+            groups[at] = [a + b for a, b in zip(groups[at], group, strict=False)] + groups[at][
+                len(group) :
+            ]
+        groups = groups[:kept]
+    lanes = groups[0]
+    for half in (32, 16, 8, 4, 2, 1):
+        pairs = zip(lanes, lanes[half:], strict=False)
+        lanes = [a + b for a, b in pairs] + lanes[max(0, len(lanes) - half) : half]
+    return lanes[0]
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 16, 63, 64, 65, 100, 128, 176, 192, 500, 1000])
+def test_a_row_is_added_up_in_the_order_that_is_told(width):
+    p = torch.rand(5, width, generator=torch.Generator().manual_seed(width)) - 0.3
+    expected = [summed_by_hand([np.float32(x) for x in row]) for row in p.tolist()]
+    assert row_sum(p, Accumulator(FP32)).flatten().tolist() == expected
+    backward = row_sum(p.flip(-1), Accumulator(FP32, order="reversed"))
+    assert backward.flatten().tolist() == expected
+
+
+def test_a_sum_of_negative_zeros_is_one():
+    for width in (1, 5, 64, 100):
+        assert row_sum(torch.full((1, width), -0.0), Accumulator(FP32)).signbit().item()
+    assert not row_sum(torch.zeros(1, 0), Accumulator(FP32)).signbit().item()

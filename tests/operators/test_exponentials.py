@@ -1,9 +1,13 @@
 """Exponentials: both twins bit for bit, their stated error, and what torch's kernels compute."""
 
+import itertools
 import math
 import subprocess
 import sys
+from fractions import Fraction
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +15,9 @@ from roundoff.operators import exponentials
 from roundoff.operators.exponentials import EXPONENTIALS, exponential, fma, fma_rows
 from roundoff.sites import Exponential
 
-POLYNOMIALS = [name for name in EXPONENTIALS if name != "exact"]
+NATURAL = ("exact", "rounded")  # those that float64 is not rounded for
+POLYNOMIALS = [name for name in EXPONENTIALS if name not in NATURAL]
+TWINS = [("exact", "e"), ("exact", "2"), *((name, "e") for name in POLYNOMIALS)]
 SPECIAL = torch.tensor(
     [0.0, -0.0, math.inf, -math.inf, math.nan, 88.72283, 88.7229, -87.33654, -87.3366, -104.0,
      -104.1, -1e30, 1e30, 1e-45, -1e-45, 3.4e38, -3.4e38]
@@ -30,14 +36,15 @@ def same_bits(a, b):
     return torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-@pytest.mark.parametrize("name", POLYNOMIALS)
-def test_both_twins_give_the_same_bits(name):
-    numba = pytest.importorskip("numba", reason="the fast twin needs numba")
-    del numba
-    from roundoff.operators._numba import TWINS
+@pytest.mark.parametrize(("name", "base"), TWINS)
+def test_both_twins_give_the_same_bits(name, base):
+    pytest.importorskip("numba", reason="the fast twin needs numba")
+    from roundoff.operators import _numba
 
-    x = numbers()
-    assert same_bits(EXPONENTIALS[name].compute(x), TWINS[name](x))
+    x, row = numbers(), EXPONENTIALS[name]
+    slow = row.compute if base == "e" else row.compute_2
+    assert same_bits(slow(x), _numba.TWINS[name, base](x))
+    assert set(_numba.TWINS) == set(TWINS)
 
 
 def test_both_twins_of_fma_give_the_same_bits():
@@ -47,8 +54,9 @@ def test_both_twins_of_fma_give_the_same_bits():
     a = numbers()[:300_000].view(300, 1000)
     c = torch.randn(300, 1)
     c[:2, 0] = torch.tensor([math.inf, math.nan])
-    slow = fma(a, 0.18033688, c)
-    quick = fast(a, 0.18033688, c)
+    factor = torch.tensor(0.18033688).item()
+    slow = fma(a, factor, c)
+    quick = fast(a, factor, c)
     assert torch.equal(slow.isnan(), quick.isnan())
     assert same_bits(slow.nan_to_num(7.0), quick.nan_to_num(7.0))
 
@@ -65,19 +73,52 @@ def test_the_engine_takes_the_fast_twin(monkeypatch):
     assert same_bits(fma_rows(x, 2.0, x[:, :1]), fma(x, 2.0, x[:, :1]))
 
 
+@pytest.mark.parametrize("base", ["e", "2"])
 @pytest.mark.parametrize("name", EXPONENTIALS)
-def test_errors_are_as_stated(name):
+def test_errors_are_as_stated(name, base):
     x = torch.linspace(-86.6, 88.7, 1_000_001)  # below, exp_u20 gives 0
-    y = exponential(x, Exponential(approximation=name)).double()
-    exact = x.double().exp()
-    assert ((y - exact).abs() / exact).max() <= EXPONENTIALS[name].relative_error
+    x = x if base == "e" or name not in NATURAL else torch.linspace(-126, 127.99, 1_000_001)
+    y = exponential(x, Exponential(base, approximation=name)).double()
+    exact = x.double().exp() if base == "e" else x.double().exp2()
+    allowed = EXPONENTIALS[name].relative_error
+    if base == "2" and name not in NATURAL:  # x ln 2 is itself rounded
+        allowed += 90 * 2**-24
+    assert ((y - exact).abs() / exact).max() <= allowed
+
+
+@pytest.mark.parametrize(("base", "most", "sure"), [("e", 0.99, 0.85), ("2", 1.23, 0.85)])
+def test_ours_is_within_about_an_ulp(base, most, sure):
+    """And where it underflows, the result is off by less than one smallest number."""
+    x = torch.cat([-20 * torch.rand(10**6, generator=torch.Generator().manual_seed(0)),
+                   torch.linspace(-87.3, 88.7, 10**6)])  # fmt: skip
+    exact = x.double().exp() if base == "e" else x.double().exp2()
+    unit = torch.exp2(exact.log2().floor()) * 2.0**-23
+    y = exponential(x, Exponential(base)).double()
+    assert ((y - exact).abs() / unit).max() <= most
+    assert (y == exact.float()).double().mean() > sure
+    x = torch.linspace(-104.5, -87.3, 10**6) if base == "e" else torch.linspace(-151, -126, 10**6)
+    exact = x.double().exp() if base == "e" else x.double().exp2()
+    y = exponential(x, Exponential(base)).double()
+    assert ((y - exact).abs() / 2.0**-149).max() < 0.9
+    assert (y.diff() >= 0).all()
+
+
+def test_float64_against_mpmath():
+    x = torch.linspace(-700, 700, 401, dtype=torch.float64)
+    for name, base in itertools.product(NATURAL, "e2"):
+        y = exponential(x, Exponential(base, approximation=name))
+        with mpmath.workdps(40):
+            root = mpmath.e if base == "e" else mpmath.mpf(2)
+            exact = [root ** mpmath.mpf(value) for value in x.tolist()]
+            worst = max(abs(a / b - 1) for a, b in zip(y.tolist(), exact, strict=True))
+        assert worst < 2.3e-16
 
 
 @pytest.mark.parametrize("base", ["e", "2"])
 @pytest.mark.parametrize("name", EXPONENTIALS)
 def test_special_values(name, base):
     x = torch.tensor([-math.inf, math.inf, math.nan, -1e30, 1e30, 0.0])
-    y = exponential(x, Exponential(base, name))
+    y = exponential(x, Exponential(base, approximation=name))
     assert y[[0, 3]].tolist() == [0.0, 0.0]
     assert y[[1, 4]].tolist() == [math.inf, math.inf]
     assert y[2].isnan()
@@ -98,7 +139,9 @@ def test_the_tail_is_exact(columns):
     x = -torch.rand(3, columns) * 5
     y = exponential(x, Exponential(approximation="fexp_u20", tail=16))
     whole = columns // 16 * 16
-    assert torch.equal(y[:, whole:], torch.exp(x[:, whole:]))
+    assert torch.equal(y[:, whole:], exponential(x[:, whole:], Exponential()))
+    other = exponential(x, Exponential(approximation="fexp_u20", scalar="rounded", tail=16))
+    assert torch.equal(other[:, whole:], x[:, whole:].double().exp().float())
     plain = exponential(x, Exponential(approximation="fexp_u20"))
     assert torch.equal(y[:, :whole], plain[:, :whole])
 
@@ -142,10 +185,37 @@ def test_fma_rounds_once():
     assert fma(wide, 2.0, 1.0).dtype == torch.float64
 
 
-def test_numba_waits_for_a_polynomial():
+def test_fma_against_exact_arithmetic():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2000, generator=generator) for _ in range(2))
+    # c near a tie of the product: a few bits are left below float64's last one
+    c = -(a * b).bfloat16().float() * 2.0 ** torch.randint(-3, 30, (2000,), generator=generator)
+    exact = [
+        Fraction(x) * Fraction(y) + Fraction(z)
+        for x, y, z in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)
+    ]
+    ours = fma(a, b, c)
+    for got, value in zip(ours.tolist(), exact, strict=True):
+        below, above = (float(np.nextafter(np.float32(got), np.float32(s))) for s in (-9e9, 9e9))
+        least = abs(Fraction(got) - value)
+        assert all(least <= abs(Fraction(x) - value) for x in (below, above))
+    tie, one = torch.tensor([2.0**-24]), torch.tensor([1.0])
+    for small, expected in ((2.0**-80, 1 + 2.0**-23), (-(2.0**-80), 1.0), (0.0, 1.0)):
+        # 1 + 2^-24 (1 + small): the tie is broken by what float64 cannot hold
+        assert fma(tie, 1.0, one).item() == 1.0
+        left = exponentials._to_odd(
+            torch.tensor([1 + 2.0**-24], dtype=torch.float64),
+            torch.tensor([small], dtype=torch.float64),
+            torch.tensor([1 + 2.0**-24], dtype=torch.float64),
+        )
+        assert left.float().item() == expected
+
+
+def test_numba_waits_for_float32():
     code = (
         "import sys, torch; from roundoff.operators.exponentials import exponential;"
-        "from roundoff.sites import Exponential; exponential(torch.ones(2), Exponential());"
+        "from roundoff.sites import Exponential;"
+        "exponential(torch.ones(2, dtype=torch.float64), Exponential());"
         "assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -155,6 +225,6 @@ def test_numba_waits_for_a_polynomial():
 @pytest.mark.parametrize("name", EXPONENTIALS)
 def test_a_value_does_not_depend_on_where_it_stands(name, base):
     x = -8 * torch.rand(7 * 500, generator=torch.Generator().manual_seed(0))
-    how = Exponential(base, name)
+    how = Exponential(base, approximation=name)
     parts = torch.cat([exponential(part, how) for part in x.split(7)])
     assert torch.equal(exponential(x, how), parts)

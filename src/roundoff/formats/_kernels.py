@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "nearest_bits"]
 
 _MODES = ("nearest", "nearest-away", "toward-zero", "up", "down", "stochastic")
 _NEAREST, _AWAY, _ZERO, _UP, _DOWN, _STOCHASTIC = range(6)
@@ -94,6 +94,12 @@ def _step(b, index, plan, key, variant, Int):
     if not signed_zero:
         sign = Int(0) if r == 0 else sign
     return b if a > infinity else Int(r | sign)
+
+
+@numba.njit(nogil=True)
+def nearest_bits(b, plan):
+    """The bits of a float32 to the nearest number of a format that has -0, ties to even."""
+    return _step(b, 0, plan, (_U(0), _U(0)), (_NEAREST, True, 23, False), np.int32)
 
 
 @cache

@@ -20,6 +20,7 @@ from roundoff.sites import Accumulator, Element, Quantizer
 __all__ = [
     "carrier",
     "divide",
+    "holds",
     "matmul",
     "plain_arithmetic",
     "put",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _CARRIERS = {torch.float32: FORMATS["fp32"], torch.float64: FORMATS["fp64"]}
+LANES = 64
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -77,10 +79,11 @@ def settled(element: Element) -> Format:
 
 def carrier(format: Format) -> torch.dtype:
     """The narrowest dtype that carries all values of `format`: float32 or float64."""
-    return torch.float32 if _holds(FORMATS["fp32"], format) else torch.float64
+    return torch.float32 if holds(FORMATS["fp32"], format) else torch.float64
 
 
-def _holds(wide: Format, format: Format) -> bool:
+def holds(wide: Format, format: Format) -> bool:
+    """Whether every value of `format` is one of `wide`, but for infinities and NaN."""
     return (
         wide.mantissa_bits >= format.mantissa_bits
         and wide.emin <= format.emin
@@ -98,7 +101,7 @@ def put(x: Tensor, choice: Element | Quantizer, *, mode: Any = "nearest") -> Ten
     if isinstance(choice, Quantizer):
         return _quantize(x, choice)
     format = settled(choice)
-    if _holds(format, _CARRIERS[x.dtype]):
+    if holds(format, _CARRIERS[x.dtype]):
         return x
     if format.infinities:
         return round_to(x, format, mode=mode)
@@ -156,7 +159,7 @@ def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = No
 
 def _product(a: Tensor, b: Tensor, total: Accumulator) -> Tensor:
     format = settled(total.format)
-    if total.order == "native" and not _holds(format, _CARRIERS[a.dtype]):
+    if total.order == "native" and not holds(format, _CARRIERS[a.dtype]):
         if format.dtype not in _LIBRARY_DTYPES:
             raise UnsupportedError(
                 f"torch has no matrix product of {format.name} tensors here; "
@@ -180,8 +183,22 @@ def row_sum(p: Tensor, total: Accumulator) -> Tensor:
     if total.order in ("lanes", "vector"):
         summed = _lane_sum(p, total.lanes, tail_first=total.order == "vector")
     else:
-        summed = (p.flip(-1) if total.order == "reversed" else p).sum(-1, keepdim=True)
+        summed = _halved(p.flip(-1) if total.order == "reversed" else p)
     return put(summed, total.format, mode=total.rounding)
+
+
+def _halved(p: Tensor) -> Tensor:
+    """The sum in our own order, which does not depend on the machine; `Accumulator` tells it."""
+    if not p.shape[-1]:
+        return p.new_zeros((*p.shape[:-1], 1))
+    p = torch.nn.functional.pad(p, (0, -p.shape[-1] % LANES), value=-0.0)
+    while p.shape[-1] > 1:
+        width = p.shape[-1]
+        kept = -(-width // (2 * LANES)) * LANES if width > LANES else width // 2
+        lower = p[..., :kept].clone()
+        lower[..., : width - kept] += p[..., kept:]
+        p = lower
+    return p
 
 
 def _chunked_sum(p: Tensor, total: Accumulator) -> Tensor:
@@ -189,7 +206,7 @@ def _chunked_sum(p: Tensor, total: Accumulator) -> Tensor:
     parts: list[Tensor] = list(torch.split(p, total.chunk, dim=-1))
     running = p.new_zeros((*p.shape[:-1], 1))
     for part in reversed(parts) if total.order == "reversed" else parts:
-        term = put(part.sum(-1, keepdim=True), total.format, mode=total.rounding)
+        term = put(_halved(part), total.format, mode=total.rounding)
         running = put(running + term, total.format, mode=total.rounding)
     return running
 

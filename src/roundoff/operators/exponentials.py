@@ -1,6 +1,6 @@
 """Exponentials as kernels compute them: exact, and the polynomials of vectorised loops.
 
-Each takes x and returns exp(x) in x's dtype: NaN gives NaN, -inf gives 0, +inf gives inf.
+Each takes x and returns exp(x) or 2^x in x's dtype: NaN gives NaN, -inf gives 0, +inf gives inf.
 Float32 tensors on the CPU take the twins of `_numba.py`, which give the same bits.
 """
 
@@ -19,7 +19,15 @@ from torch import Tensor
 from roundoff.registry import Registry, is_installed
 from roundoff.sites import Exponential
 
-__all__ = ["EXPONENTIALS", "LOG2_E", "Approximation", "exp2", "exponential", "fma", "fma_rows"]
+__all__ = [
+    "EXPONENTIALS",
+    "LOG2_E",
+    "Approximation",
+    "exponential",
+    "fma",
+    "fma_rows",
+    "singles",
+]
 
 LOG2_E = 1.4426950408889634
 LARGEST, SMALLEST = 88.72283172607422, -87.33654022216797  # ln of the largest and smallest normal
@@ -39,32 +47,72 @@ SEXTIC = (
     0.5,
 )
 
+# Ours: minimax for (exp(r) - 1 - r) / r^2 on +-ln(2)/2, and for (2^f - 1) / f on +-1/2. Beyond
+# the ends, where they are infinity and 0 in float32, both are computed as at the ends.
+OURS = (
+    0.001381461275741458,
+    0.008368710055947304,
+    0.04166838899254799,
+    0.1666652113199234,
+    0.49999994,
+)
+OURS_2 = (
+    0.00015353361959569156,
+    0.0013398873852565885,
+    0.00961843691766262,
+    0.055503323674201965,
+    0.24022647738456726,
+    0.6931471824645996,
+)
+ENDS, ENDS_2 = (-104.0, 89.0), (-151.0, 129.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """A way to compute exp in float32, and its largest relative error."""
+    """A way to compute exp in float32, and its largest relative error.
+
+    `compute_2` is 2^x where that is not exp(x ln 2); `wide` computes float64 as it is, where
+    that is not rounded to float32 for a polynomial.
+    """
 
     name: str
     doc: str
     relative_error: float
     compute: Callable[[Tensor], Tensor]
+    compute_2: Callable[[Tensor], Tensor] | None = None
+    wide: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None
 
 
 EXPONENTIALS: Registry[Approximation] = Registry("exponential")
 
 
 def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
-    """a * b + c with one rounding, for float32 through float64.
+    """a * b + c with one rounding, for float32 (and numbers of float32) through float64.
 
-    The float64 sum is itself rounded, so about one result in 2^29 is rounded twice.
-    A float64 `a` is multiplied and added in two roundings.
+    The float64 sum is itself rounded, but to odd, so that rounding it again does no harm
+    (Boldo and Melquiond, 2008). A float64 `a` is multiplied and added in two roundings.
 
     >>> fma(torch.tensor(1 + 2**-12), torch.tensor(1 + 2**-12), -1.0 - 2**-11).item() == 2**-24
     True
     """
     wide = b.double() if isinstance(b, Tensor) else b
     addend = c.double() if isinstance(c, Tensor) else c
-    return (a.double() * wide + addend).to(a.dtype)
+    product = a.double() * wide
+    total = product + addend
+    return total if a.dtype == torch.float64 else _to_odd(product, addend, total).to(a.dtype)
+
+
+def _to_odd(a: Tensor, b: Tensor | float, total: Tensor) -> Tensor:
+    """a + b of float64 rounded to odd: where `total` is not exact, its last bit is set.
+
+    An even `total` becomes its neighbour on the side of what was left out (Knuth's two-sum).
+    """
+    later = total - a
+    rest = (a - (total - later)) + (b - later)
+    bits = total.view(torch.int64)
+    step = torch.where((rest > 0) == (total > 0), 1, -1)
+    moves = (rest != 0) & rest.isfinite() & (bits & 1 == 0)
+    return (bits + torch.where(moves, step, 0)).view(torch.float64)
 
 
 def _single(value: float) -> float:
@@ -121,48 +169,101 @@ def _sleef_u10(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), x, value)
 
 
+def _horner(x: Tensor, first: float, *others: float) -> Tensor:
+    """A polynomial in separate multiplications and additions."""
+    total = torch.full_like(x, _single(first))
+    for coefficient in others:
+        total = total * x + _single(coefficient)
+    return total
+
+
+def _times_power(p: Tensor, n: Tensor) -> Tensor:
+    """p * 2^n for p near 1 and n from -151 to 129: rounded once where it underflows."""
+    whole = n.nan_to_num(0.0).to(torch.int32)
+    half = whole >> 1
+    return p * _power(half) * _power(whole - half)
+
+
+def _ours(x: Tensor) -> Tensor:
+    """exp(x): two-part reduction by ln 2, a polynomial of degree 6; within 0.99 ulp."""
+    s = x.clamp(*ENDS)
+    n = (s * _single(LOG2_E)).round()
+    r = (s - n * LN_2_HIGH) - n * _single(LN_2_LOW)
+    value = _times_power((r * r * _horner(r, *OURS) + r) + 1.0, n)
+    return torch.where(x.isnan(), x, value)
+
+
+def _ours_2(x: Tensor) -> Tensor:
+    """2^x: a polynomial of degree 6 in x less the nearest whole number; within 1.23 ulp."""
+    s = x.clamp(*ENDS_2)
+    n = s.round()
+    f = s - n
+    value = _times_power(f * _horner(f, *OURS_2) + 1.0, n)
+    return torch.where(x.isnan(), x, value)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return torch.exp(x.double()).to(x.dtype)
+
+
+def _rounded_2(x: Tensor) -> Tensor:
+    return torch.exp2(x.double()).to(x.dtype)
+
+
+_LIBRARY = (torch.exp, torch.exp2)
 for _row in (
-    Approximation("exact", "torch's exp, within an ulp", 2**-23, torch.exp),
+    Approximation(
+        "exact", "our polynomials, within 1.23 ulp", 2**-23, _ours, _ours_2, _LIBRARY
+    ),
+    Approximation(
+        "rounded", "rounded once from float64, nearly always", 2**-24 + 2**-52, _rounded,
+        _rounded_2, _LIBRARY,
+    ),
     Approximation("fexp_u20", "ATen's cubic for 16-bit inputs", 1.3e-4, _fexp_u20),
     Approximation("exp_u20", "ATen's polynomial for 32-bit inputs", 20 * 2**-23, _exp_u20),
     Approximation("sleef_u10", "SLEEF's exp, as ATen's vectors use it", 2**-23, _sleef_u10),
-):
+):  # fmt: skip
     EXPONENTIALS.add(_row.name, _row)
 
 
 def exponential(x: Tensor, how: Exponential) -> Tensor:
-    """exp(x) in base e, or 2^x in base 2, with the exact tail of a vectorised loop.
+    """exp(x) in base e, or 2^x in base 2, with the other tail of a vectorised loop.
 
-    The polynomials are float32's: a float64 `x` is rounded to float32 for them.
+    The polynomials are float32's: a float64 `x` is rounded to float32 for them, but not for
+    `exact` and `rounded`. A value's bits do not depend on where in a tensor it stands.
     """
-    name = str(how.approximation)
-    if name == "exact":
-        return torch.exp(x) if how.base == "e" else exp2(x)
-    p = _compute(name, x if how.base == "e" else x * math.log(2))
+    p = _compute(str(how.approximation), how.base, x)
     tail = x.shape[-1] % how.tail if isinstance(how.tail, int) else 0
     if tail:
-        p[..., -tail:] = torch.exp(x[..., -tail:])
+        p[..., -tail:] = singles(x[..., -tail:], how)
     return p
 
 
-def exp2(x: Tensor) -> Tensor:
-    """2^x, whose bits do not depend on where in a tensor a value stands.
+def singles(x: Tensor, how: Exponential) -> Tensor:
+    """The same for values that a kernel computes one by one, in the approximation `how.scalar`.
 
-    Through float64: on a CPU torch's float32 exp2 is off in one value of sixteen by an ulp
-    in its vectors, but not in the scalar loop that takes the last few values of a tensor.
+    >>> x = torch.tensor([-1.0, -149.0, -400.0])
+    >>> singles(x, Exponential("2"))
+    tensor([5.0000e-01, 1.4013e-45, 0.0000e+00])
     """
-    return torch.exp2(x.double()).to(x.dtype)
+    return _compute(how.scalar, how.base, x)
 
 
-def _compute(name: str, x: Tensor) -> Tensor:
-    single = x.float()
-    twins = _twins() if _is_plain(single) else None
-    compute = EXPONENTIALS[name].compute if twins is None else twins.TWINS[name]
-    return compute(single).to(x.dtype)
+def _compute(name: str, base: str, x: Tensor) -> Tensor:
+    row = EXPONENTIALS[name]
+    if x.dtype == torch.float64 and row.wide is not None:
+        return row.wide[base == "2"](x)
+    own = base == "2" and row.compute_2 is not None
+    compute = row.compute_2 if own else row.compute
+    assert compute is not None
+    single = (x if own or base == "e" else x * math.log(2)).float()
+    twins = _twins() if _is_plain(single) and single.numel() else None
+    fast = None if twins is None else twins.TWINS.get((name, "2" if own else "e"))
+    return (fast or compute)(single).to(x.dtype)
 
 
 def fma_rows(a: Tensor, b: float, c: Tensor) -> Tensor:
-    """a * b + c with one rounding, for `a` [..., K], a number and `c` [..., 1]."""
+    """a * b + c with one rounding, for `a` [..., K], a number of `a`'s and `c` [..., 1]."""
     twins = _twins() if a.dtype == torch.float32 and _is_plain(a) and _is_plain(c) else None
     return fma(a, b, c) if twins is None else twins.fma_rows(a, b, c)
 

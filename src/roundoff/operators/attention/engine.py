@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from torch import Tensor
 from roundoff.errors import UnsupportedError
 from roundoff.formats import Format
 from roundoff.operators.arithmetic import matmul, plain_arithmetic, put, row_sum
+from roundoff.operators.attention import fused
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.operands import prepare
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.attention.steps import (
     Block,
+    State,
     divided,
     new_maximum,
     normalised,
@@ -43,15 +45,6 @@ BLOCK = 2**21
 LEAST_ROWS = 16
 
 
-@dataclass(slots=True)
-class _State:
-    m: Tensor
-    l: Tensor  # noqa: E741 - the paper's letter
-    O: Tensor | None  # noqa: E741 - None before the first tile, whose product is not added to 0
-    rescales: Tensor
-    rescaled_by: Tensor
-
-
 def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     """Attention of `call.rows` as `recipe` computes it, in the carrying dtype of its inputs.
 
@@ -66,9 +59,11 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     call = replace(call, rows=_enough(call.rows, call.lengths[0]))
     with plain_arithmetic(call.q.device):
         q, k, v = prepare(recipe, call)
+        quick = fused.takes(recipe) and fused.fits(Block(recipe, call, q, k, v, call.rows))
+        blocks = _row_blocks if not quick else fused.row_blocks
         parts = [
-            _attend_rows(Block(recipe, call, q[..., at, :], k, v, call.rows[at]))
-            for at in _row_blocks(q, k, _tile(recipe))
+            _attend_rows(Block(recipe, call, q[..., at, :], k, v, call.rows[at]), quick=quick)
+            for at in blocks(q, k, _tile(recipe))
         ]
         return Attention(
             torch.cat([p.out for p in parts], -2)[..., :wanted, :],
@@ -120,15 +115,13 @@ def _row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def _attend_rows(block: Block) -> Attention:
+def _attend_rows(block: Block, *, quick: bool) -> Attention:
     kv_len, tile = block.k.shape[-2], _tile(block.recipe)
     stretch = max(1, math.ceil(kv_len / tile.splits))
     parts: list[Attention] = []
     for begin in range(0, max(kv_len, 1), stretch):
         tiles = _tiles(begin, min(begin + stretch, kv_len), tile)
-        state = _start(block, tiles)
-        for keys in tiles:
-            _step(block, state, scores(block, keys), block.v[..., keys, :])
+        state = fused.attend(block, tiles) if quick else _walk(block, tiles)
         parts.append(_finish(block, state))
     joined = parts[0] if len(parts) == 1 else _combine(parts)
     out = put(joined.out, block.recipe.output)
@@ -141,7 +134,14 @@ def _tiles(begin: int, end: int, tile: Tile) -> list[slice]:
     return tiles[::-1] if tile.direction == "backward" else tiles
 
 
-def _start(block: Block, tiles: list[slice]) -> _State:
+def _walk(block: Block, tiles: list[slice]) -> State:
+    state = _start(block, tiles)
+    for keys in tiles:
+        _step(block, state, scores(block, keys), block.v[..., keys, :])
+    return state
+
+
+def _start(block: Block, tiles: list[slice]) -> State:
     q, how = block.q, block.recipe.maximum
     column = q.new_zeros((*q.shape[:-1], 1))
     m = torch.full_like(column, float("-inf"))
@@ -149,10 +149,10 @@ def _start(block: Block, tiles: list[slice]) -> _State:
         for keys in tiles:
             m = torch.maximum(m, scores(block, keys).amax(-1, keepdim=True))
         m = put(m, how.format)
-    return _State(m, column, None, torch.zeros_like(column), torch.zeros_like(column))
+    return State(m, column, None, torch.zeros_like(column), torch.zeros_like(column))
 
 
-def _step(block: Block, state: _State, s: Tensor, v: Tensor) -> None:
+def _step(block: Block, state: State, s: Tensor, v: Tensor) -> None:
     """Take one tile in: m, l, O of the rows before it become those after it."""
     recipe, total = block.recipe, block.recipe.row_sum.accumulator
     per_tile = recipe.normalise.when == "block"
@@ -175,14 +175,14 @@ def _step(block: Block, state: _State, s: Tensor, v: Tensor) -> None:
     state.m = m
 
 
-def _count(state: _State, m: Tensor, unit: float) -> None:
+def _count(state: State, m: Tensor, unit: float) -> None:
     rise = (m - state.m) * (unit * LOG2_E)
     risen = (m > state.m) & state.m.isfinite()
     state.rescales = state.rescales + risen
     state.rescaled_by = state.rescaled_by + rise.where(risen, torch.zeros_like(rise))
 
 
-def _finish(block: Block, state: _State) -> Attention:
+def _finish(block: Block, state: State) -> Attention:
     out = state.O
     if out is None:  # no keys at all
         out = state.l.new_zeros((*state.l.shape[:-1], block.v.shape[-1]))

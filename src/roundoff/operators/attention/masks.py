@@ -56,15 +56,21 @@ class Mask:
         return s.masked_fill(self._hidden(rows, keys, lengths), float("-inf"))
 
     def _hidden(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:
-        q_len, kv_len = lengths
-        shift = 0 if self.kind == "causal" else kv_len - q_len
-        last = (rows + shift)[:, None]
+        first, end = self.seen(rows, lengths)
         key = torch.arange(keys.start, keys.stop, device=rows.device)[None, :]
-        hidden = key > last
-        if self.kind == "window":
-            assert self.width is not None
-            hidden = hidden | (key <= last - self.width)
-        return hidden
+        return (key < first[:, None]) | (key >= end[:, None])
+
+    def seen(self, rows: Tensor, lengths: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The first key that each row sees, and the first after those, where position decides.
+
+        Either may lie outside the keys that there are.
+        """
+        q_len, kv_len = lengths
+        if not self.causal:
+            return torch.zeros_like(rows), torch.full_like(rows, kv_len)
+        end = rows + (1 if self.kind == "causal" else kv_len - q_len + 1)
+        width = kv_len + q_len if self.width is None else self.width
+        return end - width, end
 
     def dense(self, lengths: tuple[int, int], device: torch.device) -> Tensor | None:
         """The mask as the tensor that libraries take: True where visible (None: no mask)."""

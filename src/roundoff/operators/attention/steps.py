@@ -17,11 +17,13 @@ from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.operands import log2e_in_scale
 from roundoff.operators.attention.recipe import Recipe
-from roundoff.operators.exponentials import LOG2_E, exp2, exponential, fma_rows
+from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows, singles
 from roundoff.sites import Quantizer
 
 __all__ = [
+    "HIDDEN",
     "Block",
+    "State",
     "divided",
     "new_maximum",
     "normalised",
@@ -81,6 +83,20 @@ class Block:
         return (self.call.scale if self.folds else 1.0) * log2e_in_scale(self.recipe)
 
 
+@dataclass(slots=True)
+class State:
+    """What a block's rows have come to: m, l, and counts [B,H,R,1], and O [B,H,R,Dv].
+
+    O is None before the first tile, whose product is not added to zeros.
+    """
+
+    m: Tensor
+    l: Tensor  # noqa: E741 - the paper's letter
+    O: Tensor | None  # noqa: E741
+    rescales: Tensor
+    rescaled_by: Tensor
+
+
 def scores(block: Block, keys: slice) -> Tensor:
     """S of a tile as the maximum and the exponential see it, hidden keys at -inf."""
     recipe, call = block.recipe, block.call
@@ -130,8 +146,7 @@ def _smallest_weight(recipe: Recipe) -> float:
 def rescaling(block: Block, before: Tensor, shift: Tensor) -> Tensor:
     """The factor exp(m_old - m) that takes l and O of earlier tiles to the new maximum."""
     exponent = (before - shift) * block.exponent
-    factor = exp2(exponent) if block.recipe.exponential.base == "2" else torch.exp(exponent)
-    return put(factor, block.recipe.maximum.factor)
+    return put(singles(exponent, block.recipe.exponential), block.recipe.maximum.factor)
 
 
 def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:

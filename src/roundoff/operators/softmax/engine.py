@@ -12,14 +12,15 @@ from torch import Tensor
 
 from roundoff.formats import Format
 from roundoff.operators.arithmetic import divide, plain_arithmetic, put, row_sum
-from roundoff.operators.exponentials import LOG2_E, exponential
+from roundoff.operators.exponentials import LOG2_E, exponential, singles
 from roundoff.operators.softmax.recipe import Recipe
-from roundoff.sites import resolve
+from roundoff.sites import Exponential, resolve
 
 __all__ = ["Softmax", "soften"]
 
 BLOCK = 2**21
 HIDDEN = float("-inf")
+BASE_E = Exponential()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def _rows(recipe: Recipe, x: Tensor) -> Softmax:
         before = m
         m = put(torch.maximum(m, tile.amax(-1, keepdim=True)), recipe.maximum)
         added = row_sum(_probabilities(recipe, tile, m), total)
-        factor = put(torch.exp(before - _shift(m)), recipe.factor)
+        factor = put(singles(before - _shift(m), BASE_E), recipe.factor)
         l = put(put(l * factor, total.format) + added, total.format)  # noqa: E741
         risen = (m > before) & before.isfinite()
         times = times + risen

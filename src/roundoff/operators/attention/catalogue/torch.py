@@ -50,7 +50,9 @@ add(
         doc="torch's CPU flash attention: keys in tiles of 512, polynomial exp, fp32 state",
         source="ATen/native/cpu/FlashAttentionKernel.cpp, torch 2.13, AVX-512",
         known="run",
-        exponential=Exponential(approximation=ByStorage("fexp_u20", "exp_u20", "exact"), tail=16),
+        exponential=Exponential(
+            approximation=ByStorage("fexp_u20", "exp_u20", "exact"), scalar="rounded", tail=16
+        ),
         row_sum=RowSum("before", Accumulator(order="lanes", lanes=16)),
         pv=Accumulator(order="fused"),
         normalise=Normalise("end", "reciprocal"),

@@ -1,0 +1,245 @@
+"""The fast CPU path: a tile's elementwise work in compiled loops between two matrix products.
+
+The same sites in the same order as in `engine`, and the same bits. G heads are taken together.
+
+    S [G,R,K] scores, then P    O, part [G,R,Dv]    state [5,G*R]: see `_tile`
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from roundoff.formats import FORMATS, Format
+from roundoff.formats._plan import FLOAT32, make_plan
+from roundoff.operators.arithmetic import holds, settled
+from roundoff.operators.attention.recipe import Logits, Maximum, Normalise, Recipe, RowSum, Tile
+from roundoff.operators.attention.steps import HIDDEN, Block, State
+from roundoff.operators.exponentials import LOG2_E
+from roundoff.registry import is_installed
+from roundoff.sites import Accumulator, Exponential, Quantizer
+
+__all__ = ["attend", "fits", "row_blocks", "takes"]
+
+HELD = 2**17
+"""Scores of a tile that are held at a time: half of a core's second cache, in float32."""
+
+MOST_ROWS, LEAST_ROWS = 512, 64
+FP32 = FORMATS["fp32"]
+# The fields of a recipe that the path knows, or that are dealt with outside it.
+_KNOWN = {f.name for f in fields(Recipe)} & {
+    "name", "doc", "source", "known", "operands", "prescale", "qk", "scores", "logits",
+    "exponential", "maximum", "probabilities", "row_sum", "pv", "normalise", "tile", "output",
+}  # fmt: skip
+_PLAIN = Recipe(name="", doc="")
+
+
+@lru_cache(maxsize=1024)
+def takes(recipe: Recipe) -> bool:
+    """Whether the path computes what a resolved recipe asks for; what it does not know, it refuses.
+
+    All sums in the order `library` without chunks, the exponential exact, every rounding to
+    the nearest number, O divided at the end, the maximum running (lazily or not).
+    """
+    unknown = {f.name: getattr(_PLAIN, f.name) for f in fields(Recipe) if f.name not in _KNOWN}
+    how, tile = recipe.exponential, recipe.tile
+    sums = (recipe.qk, recipe.pv, recipe.row_sum.accumulator)
+    return (
+        not recipe.wide
+        and all(getattr(recipe, name) == value for name, value in unknown.items())
+        and all(replace(s, format=FP32, rounds="operation") == Accumulator(FP32) for s in sums)
+        and replace(how, base="e", log2e="argument", argument=FP32, format=FP32)
+        == Exponential(argument=FP32, format=FP32)
+        and replace(recipe.logits, scale="after", format=FP32) == Logits(format=FP32)
+        and replace(recipe.row_sum, adds="before", accumulator=Accumulator()) == RowSum()
+        and recipe.maximum.rule in ("always", "lazy")
+        and replace(recipe.maximum, rule="always", threshold=0.0, format=FP32, factor=FP32)
+        == Maximum(format=FP32, factor=FP32)
+        and replace(recipe.normalise, by="division", format=FP32) == Normalise(format=FP32)
+        and isinstance(tile, Tile)
+        and tile.splits == 1
+        and _castable(recipe.probabilities)
+        and all(_roundable(f) for f in _formats(recipe))
+    )
+
+
+def _castable(p: Any) -> bool:
+    if not isinstance(p, Quantizer):
+        return True
+    plain = Quantizer(p.element, p.scale, p.factor)
+    return p.scale in ("none", "fixed") and p == plain
+
+
+def _formats(recipe: Recipe) -> list[Format]:
+    """The formats of the places in `_tile`, in the order of its plans."""
+    p, inner = recipe.probabilities, recipe.row_sum.accumulator.inner
+    weights = p.element if isinstance(p, Quantizer) else p
+    chosen = (
+        recipe.qk.format, recipe.scores, recipe.logits.format, recipe.exponential.argument,
+        recipe.exponential.format, weights, recipe.maximum.format, recipe.maximum.factor,
+        inner.format, recipe.row_sum.accumulator.format, recipe.pv.inner.format, recipe.pv.format,
+    )  # fmt: skip
+    return [settled(f) for f in chosen]
+
+
+def _roundable(format: Format) -> bool:
+    return format.negative_zero or format.bits >= FP32.bits
+
+
+def fits(block: Block) -> bool:
+    """Whether this call's tensors and numbers are ones that the loops were written for.
+
+    Scores may not overflow (NaN and infinities then come from V alone), and -inf, which hides
+    keys, must stay what it is when it is scaled.
+    """
+    q, k, scale = block.q, block.k, block.call.scale
+    if not (q.numel() and k.numel() and block.v.numel()) or not scale > 0:
+        return False
+    if any(type(x) is not Tensor or x.dtype != torch.float32 or x.device.type != "cpu"
+           for x in (q, k, block.v)):  # fmt: skip
+        return False
+    if block.call.mask.kind == "additive" or torch.compiler.is_compiling():
+        return False
+    formats = _formats(block.recipe)
+    largest = min([2.0**120, *(f.max for f in formats[:4] if f.infinities)])
+    bound = q.abs().amax() * k.abs().amax() * (q.shape[-1] * max(1.0, scale) * LOG2_E)
+    return bool(bound < largest) and _loops() is not None
+
+
+@cache
+def _loops() -> Any:
+    name = "roundoff.operators.attention._tile"
+    return importlib.import_module(name) if is_installed("numba") else None
+
+
+def row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
+    """Equal blocks of so many rows that a product is fast and its scores stay in the cache."""
+    rows, keys = q.shape[-2], min(k.shape[-2], tile.keys or k.shape[-2])
+    most = max(LEAST_ROWS, min(MOST_ROWS, 4 * HELD // keys))
+    size = -(-rows // -(-rows // most))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
+def attend(block: Block, tiles: list[slice]) -> State:
+    """All tiles of a block of rows, a few heads at a time."""
+    q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
+    heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
+    O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
+    state = np.zeros((5, heads * rows), np.float32)
+    state[0] = HIDDEN
+    together = max(1, HELD // (rows * keys))
+    for at in range(0, heads, together):
+        group = slice(at, min(at + together, heads))
+        part = _Heads(block, group, q[group], k[group], v[group])
+        _walk(part, tiles, O[group], state[:, at * rows : (at + together) * rows])
+    shape = block.q.shape[:-1]
+    m, l, rescales, rescaled_by = (  # noqa: E741
+        torch.as_tensor(state[i]).view(*shape, 1) for i in (0, 1, 3, 4)
+    )
+    return State(m, l, O.view(*shape, -1), rescales, rescaled_by)
+
+
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """Some heads of a block: Q [G,R,D], K [G,M,D], V [G,M,Dv]."""
+
+    block: Block
+    group: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    def hide(self, s: Tensor, keys: slice) -> None:
+        """Put -inf where a boolean mask hides a key."""
+        block = self.block
+        if block.call.mask.tensor is not None:
+            seen = block.call.mask.tensor[..., block.rows, keys]
+            seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[self.group]
+            s.masked_fill_(~seen, HIDDEN)
+
+
+_EVERYWHERE = np.zeros((2, 0), np.int64)
+
+
+def _walk(part: _Heads, tiles: list[slice], O: Tensor, state: NDArray[np.float32]) -> None:  # noqa: E741
+    """One group of heads: `O` and `state` become those after the last tile."""
+    loops, block = _loops(), part.block
+    heads, rows, _ = part.q.shape
+    room = O.new_empty(heads * rows * max(t.stop - t.start for t in tiles))
+    product = torch.empty_like(O)
+    o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
+    plans, settings = _plans(block.recipe), _settings(block)
+    seen = _seen(block, heads)
+    everywhere = int(seen[0].max()), int(seen[1].min())
+    for number, keys in enumerate(tiles):
+        s = room[: heads * rows * (keys.stop - keys.start)].view(heads, rows, -1)
+        torch.bmm(part.q, part.k[:, keys].transpose(1, 2), out=s)
+        part.hide(s, keys)
+        whole = everywhere[0] <= keys.start and keys.stop <= everywhere[1]
+        flat = s.numpy().reshape(heads * rows, -1)
+        loops.take_in(flat, state, _EVERYWHERE if whole else seen, keys.start, plans, settings)
+        if number:
+            loops.add_up(o, added, state, number == 1, False, plans)
+        torch.bmm(s, part.v[:, keys], out=product)
+    loops.add_up(o, added, state, len(tiles) == 1, True, plans)
+
+
+def _seen(block: Block, heads: int) -> NDArray[np.int64]:
+    """For each row of each head, the first key that it sees and the first beyond."""
+    first, end = block.call.mask.seen(block.rows, block.call.lengths)
+    return torch.stack([first, end]).to(torch.int64).repeat(1, heads).numpy()
+
+
+@lru_cache(maxsize=1024)
+def _plans(recipe: Recipe) -> NDArray[np.int32]:
+    """One row for each place that rounds: whether and how, and the integers of `Plan`."""
+    fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
+    rows = [_plan(f, saturates=fixed and at == 5) for at, f in enumerate(_formats(recipe))]
+    return np.array(rows, np.int32)
+
+
+def _plan(format: Format, *, saturates: bool) -> tuple[int, ...]:
+    if holds(format, FP32):
+        return (0,) * 9
+    overflow = "saturate" if saturates or not format.infinities else "inf"
+    plan = make_plan(format, FLOAT32, "nearest", overflow)
+    assert plan is not None
+    shares = (format.emin, format.emax) == (FP32.emin, FP32.emax) and overflow == "inf"
+    return (
+        1 if shares else 2, plan.drop, plan.reach, plan.tiny, plan.top, plan.over_positive,
+        plan.over_negative, plan.infinite, plan.carrier.infinity,
+    )  # fmt: skip
+
+
+def _settings(block: Block) -> NDArray[np.float32]:
+    """What the steps do, and with which numbers, in the orders that `_tile` lists."""
+    recipe, p = block.recipe, block.recipe.probabilities
+    exp, scale = recipe.exponential, recipe.logits.scale
+    fixed = isinstance(p, Quantizer) and p.scale == "fixed"
+    numbers = (
+        block.call.scale * block.base,
+        block.waiting,
+        block.exponent,
+        block.unit * LOG2_E,
+        recipe.maximum.threshold,
+        p.factor if isinstance(p, Quantizer) else 1.0,
+    )
+    steps = (
+        not block.waits and scale != "before",
+        ("fma", "argument").index(scale) + 1 if block.waits else 0,
+        exp.base == "2" and exp.log2e == "argument",
+        exp.base == "2",
+        recipe.row_sum.adds == "after",
+        recipe.maximum.rule == "lazy",
+        fixed,
+    )
+    return np.array(numbers + steps, np.float32)
