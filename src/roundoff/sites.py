@@ -146,7 +146,7 @@ class Quantizer:
     factor: float = 1.0
     block: int | None = None
     axis: int = -2
-    scales: Element | Literal["power", "power-up"] = OPMATH
+    scales: Element | Literal["power", "power-up"] = FP32
     two_level: bool = False
     flush: bool = False
 

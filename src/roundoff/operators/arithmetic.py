@@ -227,7 +227,9 @@ def _aligned(a: Tensor, b: Tensor, total: Accumulator, onto: Tensor | None) -> T
         terms = a[..., start : start + rows, :].double().unsqueeze(-2) * b
         if onto is not None:
             terms = torch.cat([terms, onto[..., start : start + rows, :, None].double()], -1)
-        largest = terms.abs().amax(-1, keepdim=True) if terms.shape[-1] else terms.sum(-1)[..., None]
+        largest = (
+            terms.abs().amax(-1, keepdim=True) if terms.shape[-1] else terms.sum(-1)[..., None]
+        )
         unit = torch.exp2((torch.frexp(largest)[1] - 1 - format.mantissa_bits).double())
         cut = torch.where(terms.isfinite(), (terms / unit).trunc() * unit, terms)
         parts.append(put(cut.sum(-1), format, mode=total.rounding))
