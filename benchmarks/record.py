@@ -104,6 +104,10 @@ def evidence(*names: str) -> None:
             output: entries.get(name, {}).get(output) for output in ("dq", "dk", "dv")
         } | {"out": found}  # fmt: skip
         print(name, found)
+        keep(path, entries)
+
+
+def keep(path: Path, entries: dict[str, Any]) -> None:
     path.write_text(toml(entries), encoding="utf-8")
     table = evidence_table(entries)
     (RESULTS / "recipes-evidence.md").write_text(table, encoding="utf-8")
