@@ -32,7 +32,7 @@ add(
         # Without a mask, its blocks are larger than any length. Under one it takes those that
         # the mask cuts through before those that it leaves whole: from the last block on, up to two
         # blocks of keys; beyond, the whole ones come from the first.
-        tile=TileRule(((1, True, Tile(128, 128, "backward")), (1, False, Tile()))),
+        tile=TileRule(((1024, True, Tile(128, 128, "backward")), (1024, False, Tile()))),
     )
 )
 
