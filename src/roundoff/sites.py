@@ -82,6 +82,11 @@ class Accumulator:
     `operation` (the rescaled value, what is added, and their sum), or the `update` once, as
     `acc = (acc * alpha + p @ v).to(bf16)` does.
 
+    `aligned` adds a product's chunks as tensor cores do: the terms and the running value are cut
+    off at the last bit that `format` has for the largest of them, and then added exactly.
+    `flushed` is the format of another running value, to which a matrix product's own (the sum
+    of one tile) is added at its end; `format` is then carried for a tile alone.
+
     `order` is the order of additions:
 
     - `library`: a product's as torch's routine for the carrying dtype does it on this machine;
@@ -106,10 +111,14 @@ class Accumulator:
     rounding: Literal["nearest", "toward-zero"] = "nearest"
     lanes: int = 16
     rounds: Literal["operation", "update"] = "operation"
+    aligned: bool = False
+    flushed: Element | None = None
 
     @property
     def inner(self) -> Accumulator:
         """How the parts of an update are carried: unrounded if only the update rounds."""
+        if self.flushed is not None:
+            return Accumulator(self.flushed)
         return self if self.rounds == "operation" else dataclasses.replace(self, format=FP64)
 
 
@@ -117,17 +126,29 @@ class Accumulator:
 class Quantizer:
     """How a tensor is put into a narrow format.
 
-    `scale` says what is divided out first and multiplied back after the rounding: `none`;
-    `fixed`, the constant `factor` (values times `factor` are rounded); or one factor for the
-    whole `tensor`, or for each `block` of `block` neighbours along `axis` (of one head, where
-    there are heads), so that the largest magnitude becomes the format's maximum.
+    `scale` says what is divided out first and multiplied back after the rounding, so that the
+    largest magnitude becomes the format's maximum: `none`; one factor for the whole `tensor`;
+    one for each `block` of `block` neighbours along `axis` (of one head, where there are heads);
+    or one for every `line` along `axis` by itself, in pieces of `block` (None: the whole line).
+    `fixed` divides by nothing. Before all that, values are multiplied by `factor`.
+
+    `scales` is how a scale is stored: rounded to a format, or as a power of two (e8m0), either
+    `power`, 2^(floor(log2 largest) - emax) as OCP's microscaling formats have it, under which what
+    lies beyond the format's maximum saturates; or `power-up`, the least one under which nothing
+    does. `two_level` divides the scales of blocks by one fp32 scale of the tensor first, so that
+    the largest becomes the maximum of `scales` (NVFP4).
+
+    `flush` turns results below the element's normal numbers into zeros.
     """
 
     element: Element
-    scale: Literal["none", "fixed", "tensor", "block"] = "none"
+    scale: Literal["none", "fixed", "tensor", "block", "line"] = "none"
     factor: float = 1.0
     block: int | None = None
     axis: int = -2
+    scales: Element | Literal["power", "power-up"] = FP32
+    two_level: bool = False
+    flush: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +160,7 @@ class Exponential:
     `approximation` names a row of `operators.exponentials.EXPONENTIALS`; `scalar` names another
     for what a kernel computes value by value: the factor that rescales earlier tiles, and the
     last `row length mod tail` columns of a tile, which a vectorised loop leaves over.
+    `columns` (n, k): only the last k of every n columns of a tile take the approximation.
     """
 
     base: Literal["e", "2"] = "e"
@@ -148,6 +170,7 @@ class Exponential:
     tail: int | ByStorage | None = None
     argument: Element = OPMATH
     format: Element = OPMATH
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +257,8 @@ def rewritten(value: _F, changes: Mapping[str, Choice]) -> _F:
 def _alternatives(choice: Choice) -> tuple[Choice, ...]:
     if isinstance(choice, Accumulator):
         return tuple(
-            dataclasses.replace(choice, format=f, order="library") for f in FORMAT_ALTERNATIVES
+            dataclasses.replace(choice, format=f, order="library", aligned=False, flushed=None)
+            for f in FORMAT_ALTERNATIVES
         )
     return FORMAT_ALTERNATIVES
 

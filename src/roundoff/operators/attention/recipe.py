@@ -48,13 +48,16 @@ class Operands:
     """[0] How Q, K and V are quantised on the way in (None: taken as they are).
 
     `rotate` multiplies Q and K by one random orthogonal matrix first ("incoherent
-    processing"), which leaves QK^T as it was and spreads outliers over the head.
+    processing"), which leaves QK^T as it was and spreads outliers over the head. `smooth` takes
+    the mean over all keys from K first (SageAttention), which moves every score of a row alike;
+    the log-sum-exp gets it back.
     """
 
     q: Quantizer | None = None
     k: Quantizer | None = None
     v: Quantizer | None = None
     rotate: bool = False
+    smooth: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from roundoff.operators.attention.recipe import (
     Exponential,
     Logits,
     Maximum,
+    Normalise,
     Recipe,
     RowSum,
     Tile,
@@ -27,6 +28,7 @@ FA2 = add(
         known="read",
         logits=Logits("fma"),
         exponential=Exponential("2", log2e="scale"),
+        normalise=Normalise("end", "reciprocal"),
         tile=TileRule(
             (
                 (64, None, Tile(128, 128, "backward")),
@@ -81,6 +83,20 @@ add(
         source="arXiv 2603.05451",
     )
 )
+add(
+    replace(
+        FA2,
+        name="fa4",
+        doc="FlashAttention-4 on sm100: lazy maximum, a cubic for four in sixteen exponentials",
+        source="flash-attention flash_attn/cute, 4.0 beta; arXiv 2603.05451",
+        maximum=Maximum("lazy", threshold=8.0),
+        # The share of the cubic is tuned by head dim and release; the hardware takes the others.
+        exponential=Exponential(
+            "2", log2e="scale", approximation="cubic_exp2", columns=(16, 4)
+        ),
+        tile=Tile(128, 128, "backward"),
+    )
+)  # fmt: skip
 
 BF16 = FORMATS["bf16"]
 _NARROW_STATE = {
