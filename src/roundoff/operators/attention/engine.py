@@ -97,13 +97,6 @@ def _tile(recipe: Recipe) -> Tile:
 
 
 def _check(recipe: Recipe, call: Call) -> None:
-    if recipe.row_sum.accumulator.order == "softmax" and (
-        _tile(recipe).keys is not None or _tile(recipe).splits > 1
-    ):
-        raise UnsupportedError(
-            f"recipe {recipe.name!r}: torch.softmax sums whole rows; "
-            "choose another order of the row sum for tiles"
-        )
     if recipe.logits.scale in ("fma", "argument") and not call.scale > 0:
         raise UnsupportedError(
             f"recipe {recipe.name!r} takes the maximum before the scale is applied, "

@@ -16,9 +16,11 @@ from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.masks import make_mask
 from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, lengths, settle
+from roundoff.operators.attention.probes import probes
+from roundoff.operators.attention.questions import questions
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.inputs import sampled_rows, stored
-from roundoff.operators.protocol import Outputs, Parameter, Problem, Value
+from roundoff.operators.protocol import Outputs, Parameter, Probe, Problem, Question, Value
 from roundoff.operators.rowwise import Rowwise, rescale_probes
 from roundoff.registry import Registry
 
@@ -78,6 +80,19 @@ class Attention(Rowwise):
         high, low = golden.precise(replace(call, rows=rows))
         fewer = replace(problem, rows=rows)
         return fewer, {"out": high.out, "lse": high.lse}, {"out": low.out, "lse": low.lse}
+
+    def questions(self, format: Format) -> tuple[Question, ...]:
+        """The space that `explain` searches."""
+        return questions(format)
+
+    def probes(self, format: Format, seed: int) -> tuple[Probe, ...]:
+        """Inputs that show one site each, whatever the order of sums."""
+        return probes(format, seed)
+
+    def settled(self, recipe: Recipe, problem: Problem) -> Recipe:
+        """The recipe for one problem: storage format and tile put in."""
+        call = call_of(problem)
+        return recipe.resolved(problem.format, head_dim=call.q.shape[-1], causal=call.mask.causal)
 
     def cost(self, parameters: Mapping[str, Value]) -> float:
         """Operations of the two products of one call."""

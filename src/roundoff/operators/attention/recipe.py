@@ -218,7 +218,7 @@ class Recipe(Sited):
         q = storage if recipe.prescale.operands == "none" else recipe.prescale.format
         qk = _possible(recipe.qk, q, recipe.operands.q)
         pv = _possible(recipe.pv, recipe.probabilities, recipe.operands.v)
-        return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe))
+        return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe, storage))
 
 
 def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accumulator:
@@ -227,9 +227,22 @@ def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accu
     return total if total.order != "native" or fits else replace(total, order="library")
 
 
-def _possible_sum(recipe: Recipe) -> RowSum:
-    """The row sum, with torch's order where torch.softmax could not take the exponential."""
-    total = recipe.row_sum.accumulator
-    if total.order != "softmax" or recipe.exponential.approximation == "exact":
+def _possible_sum(recipe: Recipe, storage: Format) -> RowSum:
+    """The row sum, with torch's order where torch.softmax would not do what the recipe says."""
+    total, tile = recipe.row_sum.accumulator, recipe.tile
+    if total.order != "softmax":
+        return recipe.row_sum
+    assert isinstance(tile, Tile)
+    plain = resolve(Recipe(name="", doc=""), storage)
+    as_torch = (
+        tile.keys is None
+        and tile.splits == 1
+        and recipe.exponential == plain.exponential
+        and replace(recipe.maximum, rule="always") == plain.maximum
+        and recipe.row_sum.adds == "before"
+        and total.format == plain.row_sum.accumulator.format
+        and recipe.normalise == replace(plain.normalise, when="block")
+    )
+    if as_torch:
         return recipe.row_sum
     return replace(recipe.row_sum, accumulator=replace(total, order="library"))
