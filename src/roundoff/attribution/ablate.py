@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from roundoff.attribution.ablation import Ablation
@@ -17,12 +17,12 @@ from roundoff.attribution.measured import Measured, against, measured, visits
 from roundoff.attribution.shapley import is_small
 from roundoff.attribution.subject import Ablated, ablated
 from roundoff.attribution.summary import output_shares
-from roundoff.attribution.sweep import Question, sweep
+from roundoff.attribution.sweep import Swept, beside_sites, sweep
 from roundoff.errors import GoldenError, UnknownNameError, UsageError
 from roundoff.formats import Format, get_format
 from roundoff.metrics import GOLDEN_MARGIN
 from roundoff.operators import OPERATORS
-from roundoff.operators.protocol import Operator, Outputs, Problem, Value
+from roundoff.operators.protocol import Outputs, Question, Value
 
 __all__ = ["Tell", "ablate"]
 
@@ -43,7 +43,7 @@ def ablate(
     rows: int | None = ROWS,
     permutations: int = PERMUTATIONS,
     outputs: Sequence[str] | None = None,
-    questions: Sequence[Question] = (),
+    questions: Sequence[Question] | None = None,
     tell: Tell | None = None,
 ) -> Ablation:
     """Which rounding site of a recipe causes which share of its deviation from golden.
@@ -54,7 +54,8 @@ def ablate(
     rows (None: all) of inputs drawn by `parameters`, once for each of `seeds`; the Shapley
     values take `permutations` orders of the sites for each, or all coalitions where these are
     no more. `outputs` are those of the operator to take apart (default: all but statistics of
-    rows). `questions` are choices without an exact one, whose answers are tried in turn.
+    rows). `questions` are choices without an exact one, whose answers are tried in turn
+    (default: those of the operator that are not about a site).
 
     Raises `UnknownNameError` for unknown names, `UnsupportedError` where a recipe gives NaN or
     infinities or a kernel does not take the problem, `GoldenError` for a format that float64
@@ -74,6 +75,7 @@ def ablate(
     given = dict(parameters or {})
     settled = chosen.settle(given if rows is None else {"rows": rows} | given)
     problems = [chosen.draw(settled, storage, seed) for seed in draws]
+    what = replace(what, recipe=chosen.settled(what.recipe, problems[0]))
     truths = [chosen.golden(problem)[0] for problem in problems]
     names = _names(truths[0], outputs)
     steps = _Steps(tell)
@@ -87,7 +89,8 @@ def ablate(
         _one(game, what, active, permutations, seed)
         for game, seed in zip(games, draws, strict=True)
     ]
-    swept = _swept(chosen, what, questions, list(zip(problems, truths, strict=True)), names, steps)
+    asked = chosen.questions(storage) if questions is None else questions
+    swept = _swept(games, beside_sites(what.recipe, asked), steps)
     return Ablation(
         subject=what.name, recipe=what.recipe.name, operator=operator, format=storage.name,
         parameters=settled, seeds=draws, units="seeds" if len(draws) > 1 else "permutations",
@@ -144,15 +147,12 @@ def _one(
 
 
 def _swept(
-    operator: Operator,
-    what: Ablated,
-    questions: Sequence[Question],
-    problems: Sequence[tuple[Problem, Outputs]],
-    names: tuple[str, ...],
-    steps: _Steps,
-) -> list[Any]:
-    steps.expect(len(problems) * sum(len(q.answers) for q in questions))
-    return sweep(operator, what.recipe, questions, problems, names, steps)
+    games: Sequence[Coalitions], questions: Sequence[Question], steps: _Steps
+) -> list[Swept]:
+    steps.expect(len(games) * (1 + sum(len(q.answers) for q in questions)))
+    problems = [(game.problem, game.golden) for game in games]
+    one = games[0]
+    return sweep(one.operator, one.recipe, questions, problems, one.names, steps)
 
 
 class _Steps:

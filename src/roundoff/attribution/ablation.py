@@ -82,6 +82,11 @@ class OutputShares:
         }
 
     @property
+    def verdict(self) -> str:
+        """One sentence: the site that causes most, with its interval."""
+        return _sentence(self)
+
+    @property
     def closes(self) -> float:
         """How far the parts are from adding up to 1: the error of floating-point sums."""
         parts = [site.share for site in self.sites]
@@ -119,7 +124,7 @@ class Ablation:
     @property
     def verdict(self) -> str:
         """One sentence for each output: the site that causes most of it."""
-        return "; ".join(_sentence(found) for found in self.outputs.values())
+        return "; ".join(found.verdict for found in self.outputs.values())
 
     def to_record(self) -> dict[str, Any]:
         """All of it as plain data for strict JSON; an interval is [estimate, low, high]."""

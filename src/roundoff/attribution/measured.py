@@ -15,11 +15,9 @@ from roundoff.errors import UnsupportedError
 from roundoff.operators.protocol import Outputs
 from roundoff.subjects import KernelSubject
 
-__all__ = ["MOST_PAIRS", "Against", "Measured", "against", "measured", "visits"]
+__all__ = ["Against", "Measured", "against", "measured", "visits"]
 
 Array = NDArray[np.float64]
-MOST_PAIRS = 4
-"""Of so many sites, those with the largest shares, all pairs are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ class Measured:
 
 def visits(active: int, permutations: int) -> int:
     """How often `measured` asks for a coalition, for a progress bar."""
-    pairs = min(active, MOST_PAIRS) * (min(active, MOST_PAIRS) - 1) // 2
+    pairs = active * (active - 1) // 2
     shapley = active * 2**active if is_small(active, permutations) else 0
     return (shapley or permutations * (active + 1)) + 3 * active + pairs + 2
 
@@ -75,11 +73,9 @@ def measured(
         ]
     nobody = game(frozenset())
     alone = {site: game(frozenset({site})) - nobody for site in active}
-    mean = {site: np.mean([draw[site][0, ERROR] for draw in draws]) for site in active}
-    top = sorted(sorted(active, key=lambda s: -mean[s])[:MOST_PAIRS], key=list(active).index)
     pairs = {
         (a, b): game(frozenset({a, b})) - nobody - alone[a] - alone[b]
-        for a, b in combinations(top, 2)
+        for a, b in combinations(active, 2)
     }
     restored = {site: game(everyone) - game(everyone - {site}) for site in active}
     left = {site: game(frozenset(active[i + 1 :])) for i, site in enumerate(active)}

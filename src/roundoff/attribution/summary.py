@@ -54,7 +54,7 @@ def output_shares(
         ) if kernels else None,
         rest=share(lambda m: m.everyone - _sum(m.shapley.values(), m)),
         interaction=share(lambda m: m.everyone - m.nobody - _sum(m.alone.values(), m)),
-        pairs={pair: share(lambda m, p=pair: m.pairs[p]) for pair in _shared_pairs(found)},
+        pairs={pair: share(lambda m, p=pair: m.pairs[p]) for pair in found[0].pairs},
     )  # fmt: skip
 
 
@@ -81,11 +81,6 @@ def _error(value: Array | float, at: int) -> float:
 
 def _over(part: float, total: float) -> float:
     return part / total if total else math.nan
-
-
-def _shared_pairs(found: Sequence[Measured]) -> list[tuple[str, str]]:
-    """The pairs that were looked at on every seed."""
-    return [pair for pair in found[0].pairs if all(pair in m.pairs for m in found)]
 
 
 def _site(

@@ -4,69 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from roundoff.attribution.coalitions import ERROR, GAIN, figures
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.metrics import Interval, ratio_interval, t_interval
-from roundoff.operators.protocol import Operator, Outputs, Problem
+from roundoff.operators.protocol import Answer, Label, Operator, Outputs, Problem, Question
 from roundoff.sites import rewritten
 
-__all__ = ["Answer", "Question", "Swept", "answered", "sweep"]
-
-
-class Answer(Protocol):
-    """A label, and the fields of a recipe that it sets."""
-
-    @property
-    def label(self) -> str:
-        """Its name among the answers."""
-        ...
-
-    @property
-    def changes(self) -> Mapping[str, Any]:
-        """Dotted paths of fields, and what they become."""
-        ...
-
-
-class Question(Protocol):
-    """One choice of a recipe, with its answers."""
-
-    @property
-    def name(self) -> str:
-        """The name of the choice."""
-        ...
-
-    @property
-    def doc(self) -> str:
-        """What it is."""
-        ...
-
-    @property
-    def answers(self) -> Sequence[Answer]:
-        """What kernels do there."""
-        ...
+__all__ = ["Swept", "beside_sites", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
     """One answer: squared error over the recipe's own, and gain, of each output.
 
-    `same` says that the answer is what the recipe does already, bit for bit; `refused` why it
-    cannot be followed, with no numbers then.
+    `same` says that the answer gives the errors of the recipe as it is; `refused` why it cannot
+    be followed, with no numbers then.
     """
 
     question: str
-    answer: str
+    answer: Label
     same: bool
     ratios: Mapping[str, Interval]
     gains: Mapping[str, Interval]
     refused: str = ""
 
 
-def answered(recipe: Any, answer: Answer) -> Any:
-    """The recipe with an answer's fields put in."""
-    return rewritten(recipe, answer.changes)
+def beside_sites(recipe: Any, questions: Sequence[Question]) -> list[Question]:
+    """The questions that are not about what happens at a site, which has an exact choice."""
+    paths = tuple(place.path for place in type(recipe).SITES.values())
+
+    def at_a_site(path: str) -> bool:
+        return path in paths or path.startswith(tuple(f"{place}." for place in paths))
+
+    return [
+        question
+        for question in questions
+        if not any(at_a_site(path) for answer in question.answers for path in answer.changes)
+    ]
 
 
 def sweep(
@@ -77,7 +53,10 @@ def sweep(
     names: tuple[str, ...],
     tell: Callable[[], None] = lambda: None,
 ) -> list[Swept]:
-    """Every answer to every question, each alone, on problems with their golden outputs."""
+    """Every answer to every question, each alone, on problems with their golden outputs.
+
+    A question whose answers change nothing is left out: its field has no meaning here.
+    """
 
     def run(other: Any) -> list[Any]:
         found: list[Any] = []
@@ -89,13 +68,16 @@ def sweep(
     swept: list[Swept] = []
     own = run(recipe) if questions else []
     for question in questions:
+        answers: list[Swept] = []
         for answer in question.answers:
             try:
-                found = run(answered(recipe, answer))
+                found = run(rewritten(recipe, answer.changes))
             except (UnsupportedError, UsageError) as error:
-                swept.append(Swept(question.name, answer.label, False, {}, {}, str(error)))
+                answers.append(Swept(question.name, answer.label, False, {}, {}, str(error)))
                 continue
-            swept.append(_compared(question, answer, names, own, found))
+            answers.append(_compared(question, answer, names, own, found))
+        if not all(answer.same or answer.refused for answer in answers):
+            swept += answers
     return swept
 
 
