@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from roundoff.registry import lazily
 
 if TYPE_CHECKING:
+    from roundoff.attribution.ablate import ablate
+    from roundoff.attribution.ablation import Ablation
     from roundoff.bench.compare import Comparison, compare
     from roundoff.errors import RoundoffError
     from roundoff.formats import Format, get_format
@@ -25,12 +27,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Ablation",
     "Attention",
     "Comparison",
     "Format",
     "Recipe",
     "RoundoffError",
     "Run",
+    "ablate",
     "compare",
     "emulate",
     "get_format",
@@ -40,12 +44,14 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Ablation": "attribution.ablation",
     "Attention": "operators.attention.call",
     "Comparison": "bench.compare",
     "Format": "formats",
     "Recipe": "operators.attention.recipe",
     "RoundoffError": "errors",
     "Run": "store",
+    "ablate": "attribution.ablate",
     "compare": "bench.compare",
     "emulate": "operators.attention.api",
     "get_format": "formats",

@@ -63,7 +63,7 @@ def ablate(
 
     >>> found = ablate("all-bf16", operator="softmax", parameters={"length": 64}, rows=8, seeds=2)
     >>> list(found.shares)[:2]
-    ['row_sum', 'output']
+    ['row_sum', 'argument']
     >>> found.outputs["y"].closes < 1e-12
     True
     """

@@ -84,4 +84,4 @@ def is_small(players: int, permutations: int) -> bool:
     >>> is_small(6, permutations=16), is_small(12, permutations=16)
     (True, False)
     """
-    return 2**players <= 2 + permutations * (players - 1)
+    return 2**players <= 2 + permutations * max(0, players - 1)

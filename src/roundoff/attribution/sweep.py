@@ -10,7 +10,7 @@ from roundoff.attribution.coalitions import ERROR, GAIN, figures
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.metrics import Interval, ratio_interval, t_interval
 from roundoff.operators.protocol import Answer, Label, Operator, Outputs, Problem, Question
-from roundoff.sites import rewritten
+from roundoff.sites import Sited, rewritten
 
 __all__ = ["Swept", "beside_sites", "sweep"]
 
@@ -31,9 +31,9 @@ class Swept:
     refused: str = ""
 
 
-def beside_sites(recipe: Any, questions: Sequence[Question]) -> list[Question]:
+def beside_sites(recipe: Sited, questions: Sequence[Question]) -> list[Question]:
     """The questions that are not about what happens at a site, which has an exact choice."""
-    paths = tuple(place.path for place in type(recipe).SITES.values())
+    paths = tuple(place.path for place in recipe.SITES.values())
 
     def at_a_site(path: str) -> bool:
         return path in paths or path.startswith(tuple(f"{place}." for place in paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,10 +23,13 @@ __all__ = ["ablate_command"]
 LEGEND = (
     "share: the mean of what a site adds as sites begin to round in random orders (Shapley); "
     "alone: all others exact; restored: what goes away if it alone is exact; left: what remains "
-    "once it and all above it are exact; gain: how far it stretches (+) or shrinks (-) the output"
+    "once it and all sites before it, from Q to the output, are exact; gain: how far it stretches "
+    "(+) or shrinks (-) the output"
 )
 WORTH_TELLING = 0.01
 """Interactions from this share of the squared error on are shown."""
+WORTH_A_LINE = 0.001
+"""Sites of less than this share of the squared error are told in one line together."""
 Line = tuple[str, ...]
 
 
@@ -105,7 +109,7 @@ def _show(found: Ablation) -> None:
     for note in found.notes:
         console.print(note, style="yellow", soft_wrap=True, markup=False)
     for shares in found.outputs.values():
-        print(_sentence(shares))
+        print(f"{shares.verdict}.")
         _show_output(found, shares)
     if found.swept:
         _show_swept(found)
@@ -113,11 +117,6 @@ def _show(found: Ablation) -> None:
     over = f"{len(found.seeds)} seeds" if found.units == "seeds" else "permutations of one seed"
     orders = f"{found.permutations} permutations" if found.permutations else "all coalitions"
     console.print(f"95 % intervals over {over}, {orders}; {found.coalitions} runs", style="dim")
-
-
-def _sentence(shares: OutputShares) -> str:
-    text = shares.verdict
-    return text[:1].upper() + text[1:] + "."
 
 
 def _show_output(found: Ablation, shares: OutputShares) -> None:
@@ -132,9 +131,12 @@ def _show_output(found: Ablation, shares: OutputShares) -> None:
 
 def _lines(shares: OutputShares) -> Iterator[Line]:
     sites = {site.name: site for site in shares.sites if site.rounds}
-    for name in shares.shares:
-        if name in sites:
-            yield _line(sites[name], shares.gain_shares[name])
+    told = [name for name in shares.shares if name in sites and _counts(sites[name])]
+    for name in told:
+        yield _line(sites[name], shares.gain_shares[name])
+    if fewer := [site for name, site in sites.items() if name not in told]:
+        together = sum(site.share.estimate for site in fewer)
+        yield (f"{len(fewer)} others", "", f"{100 * together:.1f} %", *[""] * 4)
     yield ("order, inner sums", "carrier", percent(shares.carrier), "", "", "", "")
     if shares.unexplained is not None:
         yield ("not explained", "by the recipe", percent(shares.unexplained), "", "", "", "")
@@ -145,10 +147,15 @@ def _lines(shares: OutputShares) -> Iterator[Line]:
     yield ("sum", "", f"{100 * sum(parts):.0f} %", "", "", "", "")
 
 
+def _counts(site: SiteShare) -> bool:
+    parts = (site.share, site.alone, site.restored)
+    return any(abs(part.estimate) >= WORTH_A_LINE for part in parts)
+
+
 def _line(site: SiteShare, of_gain: float) -> Line:
     single = (f"{100 * part.estimate:.1f} %" for part in (site.alone, site.restored, site.left))
     gain = f"{site.gain.estimate:+.0e}"
-    if of_gain == of_gain:  # NaN where the gain may be 0
+    if not math.isnan(of_gain):
         gain += f" {100 * of_gain:4.0f} %"
     return (site.name, site.choice, percent(site.share), *single, gain)
 
@@ -165,6 +172,8 @@ def _interactions(shares: OutputShares) -> str:
     lines = [f"interactions, all sites: {percent(shares.interaction)}"]
     if told:
         lines.append(f"  the largest: {'; '.join(told)}")
+    if others := [s.name for s in shares.sites if s.rounds and not _counts(s)]:
+        lines.append(f"others, each under {WORTH_A_LINE:.1%}: {', '.join(others)}")
     if idle:
         lines.append(f"do not round here: {idle}")
     return "\n".join(_folded(lines))
@@ -194,7 +203,7 @@ def _answer(swept: Swept, name: str) -> str:
         return f"{swept.answer} not possible"
     if swept.same:
         return f"{swept.answer} (the same)"
-    return f"{swept.answer} {swept.ratios[name].estimate:.3g}x"
+    return f"{swept.answer} {swept.ratios[name].estimate:.2f}x"
 
 
 def signed(gain: Interval) -> str:

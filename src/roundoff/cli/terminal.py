@@ -72,7 +72,11 @@ def progress_bar(text: str, total: int) -> Generator[Callable[..., None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:
         task = bar.add_task(text, total=total)
-        yield lambda done, of=None: bar.update(task, completed=done, total=of)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, completed=done, total=of)
+
+        yield advance
 
 
 def command_line() -> str:

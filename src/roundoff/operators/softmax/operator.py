@@ -13,13 +13,22 @@ from torch import Tensor
 from roundoff.formats import Format
 from roundoff.operators.inputs import randn, split, stored
 from roundoff.operators.parsing import distribution, positive
-from roundoff.operators.protocol import Outputs, Parameter, Problem, Value, normalise
+from roundoff.operators.protocol import (
+    Answer,
+    Outputs,
+    Parameter,
+    Problem,
+    Question,
+    Value,
+    normalise,
+)
 from roundoff.operators.rowwise import Rowwise, rescale_probes
 from roundoff.operators.softmax import golden
 from roundoff.operators.softmax.catalogue import RECIPES
 from roundoff.operators.softmax.engine import soften
 from roundoff.operators.softmax.recipe import Recipe
 from roundoff.registry import Registry
+from roundoff.sites import resolve
 
 __all__ = ["SOFTMAX", "Softmax"]
 
@@ -115,6 +124,23 @@ class Softmax(Rowwise):
         fewer = replace(problem, rows=rows[::step])
         high, low = golden.precise(_at_rows(fewer))
         return fewer, {"y": high[0], "lse": high[1]}, {"y": low[0], "lse": low[1]}
+
+    def questions(self, format: Format) -> tuple[Question, ...]:
+        """Choices that have no exact one: the tile, and how l is divided out."""
+        del format
+        tiles = {str(n): {"tile": n} for n in (16, 64, 128, 512)} | {"row": {"tile": None}}
+        ways = {by: {"normalise.by": by} for by in ("division", "reciprocal")}
+        return tuple(
+            Question(name, doc, name, tuple(Answer(n, c) for n, c in answers.items()))
+            for name, doc, answers in (
+                ("tile", "columns of a tile", tiles),
+                ("divide", "by a division or by the rounded reciprocal of l", ways),
+            )
+        )
+
+    def settled(self, recipe: Recipe, problem: Problem) -> Recipe:
+        """The recipe for one problem: storage format put in."""
+        return resolve(recipe, problem.format)
 
     def cost(self, parameters: Mapping[str, Value]) -> float:
         """Operations of one call: about ten an element."""
