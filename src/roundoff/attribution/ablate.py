@@ -18,7 +18,7 @@ from roundoff.attribution.shapley import is_small
 from roundoff.attribution.subject import Ablated, ablated
 from roundoff.attribution.summary import output_shares
 from roundoff.attribution.sweep import Swept, beside_sites, sweep
-from roundoff.errors import GoldenError, UnknownNameError, UsageError
+from roundoff.errors import GoldenError, UnknownNameError, UnsupportedError, UsageError
 from roundoff.formats import Format, get_format
 from roundoff.metrics import GOLDEN_MARGIN
 from roundoff.operators import OPERATORS
@@ -75,6 +75,8 @@ def ablate(
     given = dict(parameters or {})
     settled = chosen.settle(given if rows is None else {"rows": rows} | given)
     problems = [chosen.draw(settled, storage, seed) for seed in draws]
+    if what.kernel is not None and (reason := what.kernel.refuses(problems[0])):
+        raise UnsupportedError(f"kernel {what.kernel.kernel.name!r} does not take {reason}")
     what = replace(what, recipe=chosen.settled(what.recipe, problems[0]))
     truths = [chosen.golden(problem)[0] for problem in problems]
     names = _names(truths[0], outputs)

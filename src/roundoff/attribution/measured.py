@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from roundoff.attribution.coalitions import ERROR, Coalitions, figures
 from roundoff.attribution.shapley import Steps, antithetic, exact, is_small, steps
-from roundoff.errors import UnsupportedError
 from roundoff.operators.protocol import Outputs
 from roundoff.subjects import KernelSubject
 
@@ -86,8 +85,6 @@ def measured(
 
 def against(game: Coalitions, kernel: KernelSubject, recipe: Outputs) -> Against:
     """Run a kernel on the game's problem; it may lack some outputs."""
-    if reason := kernel.refuses(game.problem):
-        raise UnsupportedError(f"kernel {kernel.kernel.name!r} does not take {reason}")
     found = kernel.run(game.problem, game.golden).outputs
     names = tuple(name for name in game.names if name in found)
     own = figures(game.golden, found, names)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from roundoff.attribution.ablate import ablate
+from roundoff.attribution.ablate import Tell, ablate
 from roundoff.attribution.ablation import Ablation, OutputShares, SiteShare, percent
 from roundoff.attribution.sweep import Swept
 from roundoff.cli.terminal import command_line, messages, print_json, print_table, progress_bar
@@ -76,13 +77,15 @@ def ablate_command(
     """
     if seeds < 1 or seed < 0:
         raise UsageError(f"--seeds {seeds} --seed {seed}: expected at least one, from 0 on")
+    if output is not None:
+        _check(output)
     given = {name.replace("-", "_"): text for name, text in parameters.items()}
-    with progress_bar("ablating", 1) as tell:
+    with contextlib.ExitStack() as stack:
         found = ablate(
             subject, operator=operator, recipe=recipe, format=format,
             parameters=_values(OPERATORS[operator], given),
             seeds=range(seed, seed + seeds), permutations=permutations,
-            outputs=[name.strip() for name in of.split(",")] if of else None, tell=tell,
+            outputs=[name.strip() for name in of.split(",")] if of else None, tell=_bar(stack),
         )  # fmt: skip
     document = {**found.to_record(), "command": command_line()}
     if json:
@@ -93,9 +96,27 @@ def ablate_command(
     messages().print(f"{where}again: {command_line()}", style="dim", soft_wrap=True)
 
 
+def _bar(stack: contextlib.ExitStack) -> Tell:
+    """A bar that begins with the first run: what is refused before it is told in one line."""
+    bars: list[Callable[..., None]] = []
+
+    def tell(done: int, total: int) -> None:
+        if not bars:
+            bars.append(stack.enter_context(progress_bar("ablating", total)))
+        bars[0](done, total)
+
+    return tell
+
+
 def _values(operator: Operator, given: Mapping[str, str]) -> dict[str, Value]:
     parsed = normalise(operator.parameters, given)
     return {name: parsed[name] for name in given}
+
+
+def _check(folder: Path) -> None:
+    from roundoff.report.ablation import check_folder  # noqa: PLC0415 - imports the charts
+
+    check_folder(folder)
 
 
 def _written(document: Mapping[str, Any], folder: Path) -> str:
