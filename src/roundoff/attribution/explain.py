@@ -1,4 +1,4 @@
-"""`explain`: which recipe a kernel follows, how sure that is at each site, and what is left over."""
+"""`explain`: which recipe a kernel follows, how sure that is at each site, what is left over."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ __all__ = ["Explanation", "SiteFinding", "explain_subject"]
 
 Confidence = Literal["certain", "likely", "undecidable"]
 STARTS = 3
+ALL_BITS = 0.9998
+"""The mean share of bits that ends the search."""
 ENOUGH = 8
 """Elements that must speak for an answer before it is certain."""
 CLEAR = 0.9
@@ -79,9 +81,7 @@ class Explanation:
     @property
     def described(self) -> str:
         """The recipe in words: a row of the catalogue, and what is other than there."""
-        if not self.changes:
-            return self.near
-        return f"{self.near} with " + ", ".join(f"{n} {v}" for n, v in self.changes.items())
+        return in_words(self.near, self.changes)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -92,6 +92,16 @@ class Explanation:
             "sites": {name: site.to_record() for name, site in self.sites.items()},
             **self.residue.to_record(), "probes": dict(self.probes), "verdict": self.verdict,
         }  # fmt: skip
+
+
+def in_words(near: str, changes: Mapping[str, Label]) -> str:
+    """A row of the catalogue, and what is other than there.
+
+    >>> in_words("fa2", {"kv_tile": 64, "row_sum": "after"})
+    'fa2 with kv_tile 64, row_sum after'
+    """
+    others = ", ".join(f"{name} {choice}" for name, choice in changes.items())
+    return f"{near} with {others}" if others else near
 
 
 def explain_subject(
@@ -117,24 +127,28 @@ def explain_subject(
     search = Search(operator, operator.questions(format), found, tell)
     recipe = _best(search, operator, found[0])
     sites = {q.name: _finding(search, recipe, q) for q in search.questions}
-    near, changes = _nearest(search, operator, recipe, sites, found[0])
+    near, changes = _nearest(search, operator, sites, found[0])
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
     residue = measure_residue(subject, operator, recipe, format, seed)
-    words = (
-        near if not changes else f"{near} with " + ", ".join(f"{n} {v}" for n, v in changes.items())
-    )
     return Explanation(
         name, operator.name, format, recipe, near, changes, sites,
         {w.probe.name: search.share(at, recipe) for at, w in enumerate(found)},
-        residue, judge(residue, words),
+        residue, judge(residue, in_words(near, changes)),
     )  # fmt: skip
 
 
 def _best(search: Search, operator: Operator, witness: Witness) -> Any:
-    """The best end of a climb from each of the few recipes of the catalogue that start best."""
+    """The best end of a climb: from the recipes of the catalogue that start best, and from a
+    plain one; the first that gives all bits ends it."""
     known = [operator.settled(r, witness.problem) for r in operator.recipes.values()]
-    starts = sorted(known, key=search.score, reverse=True)[:STARTS]
-    return max((search.climb(start) for start in starts), key=search.score)
+    first, *others = sorted(known, key=search.score, reverse=True)[:STARTS]
+    plain = operator.settled(type(first)(name="plain", doc=""), witness.problem)
+    found: list[Any] = []
+    for start in (first, plain, *others):
+        found.append(search.climb(start))
+        if search.score(found[-1]) > ALL_BITS * len(search.witnesses):
+            break
+    return max(found, key=search.score)
 
 
 def _finding(search: Search, recipe: Any, question: Any) -> SiteFinding:
@@ -151,8 +165,7 @@ def _is_clear(standing: Standing) -> bool:
 
 
 def _nearest(
-    search: Search, operator: Operator, recipe: Any, sites: Mapping[str, SiteFinding],
-    witness: Witness,
+    search: Search, operator: Operator, sites: Mapping[str, SiteFinding], witness: Witness
 ) -> tuple[str, dict[str, Label]]:  # fmt: skip
     """The recipe of the catalogue with the fewest other answers, and those answers.
 

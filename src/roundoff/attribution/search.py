@@ -66,6 +66,7 @@ class Search:
         return total
 
     def share(self, at: int, recipe: Any) -> float:
+        """The share of the kernel's bits that `recipe` gives on one probe; -1: it cannot run."""
         key = at, recipe
         if key not in self._scores:
             self._scores[key] = self._measured(at, recipe)
@@ -80,10 +81,20 @@ class Search:
             return -1.0
 
     def climb(self, recipe: Any) -> Any:
-        """Answer group after group as the probes say, until nothing changes."""
+        """Answer group after group as the probes say, until nothing changes.
+
+        A group is asked only when those before it are at rest, so that what is seen most
+        easily is settled before rarer answers are tried on its account.
+        """
+        groups = self.groups()
+        for count in range(1, len(groups) + 1):
+            recipe = self._rest(recipe, groups[:count])
+        return recipe
+
+    def _rest(self, recipe: Any, groups: Sequence[str]) -> Any:
         for _ in range(ROUNDS):
             before = recipe
-            for group in self.groups():
+            for group in groups:
                 recipe = max(
                     (recipe, *self.variants(recipe, group)), key=lambda r: self.score(r, [group])
                 )

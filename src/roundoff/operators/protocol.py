@@ -197,6 +197,10 @@ class Operator(Protocol):
         """Problems that answer the questions."""
         ...
 
+    def natural(self) -> tuple[Mapping[str, Value], ...]:
+        """Parameters of ordinary inputs, of which a kernel is given the first that it takes."""
+        ...
+
     def settled(self, recipe: Any, problem: Problem) -> Any:
         """The recipe for one problem: storage format, and a tile that depends on it, put in."""
         ...

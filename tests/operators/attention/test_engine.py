@@ -380,6 +380,7 @@ def test_every_place_of_the_scale_is_exact_in_real_arithmetic(place, base, log2e
         exponential=Exponential(base, log2e, argument=FORMATS["fp64"], format=FORMATS["fp64"]),
         normalise=Normalise("end", format=FORMATS["fp64"]),
         tile=Tile(8),
+        output=FORMATS["fp64"],
     )
     result, true = attend(recipe, call, FORMATS["bf16"]), golden(call)[0]
     assert (result.out - true.out).abs().max() < 1e-12

@@ -89,6 +89,10 @@ class Attention(Rowwise):
         """Inputs that show one site each, whatever the order of sums."""
         return probes(format, seed)
 
+    def natural(self) -> tuple[Mapping[str, Value], ...]:
+        """A few hundred keys, first an odd number of them."""
+        return tuple({"seq_len": n, "head_dim": d} for d in (64, 128, 32, 16) for n in (515, 512))
+
     def settled(self, recipe: Recipe, problem: Problem) -> Recipe:
         """The recipe for one problem: storage format and tile put in."""
         call = call_of(problem)

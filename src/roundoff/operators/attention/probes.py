@@ -8,6 +8,7 @@ be laid out; each column of V but one key's is zero, so an output is one weight 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ ODD_HEAD_DIMS = 128, 32, 96, 80, 40
 """Head dims whose scale is no power of two."""
 APART = 16
 """Every so many keys the row's maximum comes again, so that each tile meets it at once."""
-BELOW = -95.0
+BELOW = -99.0
 """A score whose weight is below float32's normal numbers and above the smallest one."""
 HIDDEN = -9984.0
 """A score whose weight is exactly 0, in few bits."""
@@ -63,48 +64,38 @@ class _Setting:
         return torch.randint(low, high, shape, device="cpu", generator=self.generator)
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A probe before its problems: a layout of scores and values, and the shapes it comes in."""
+
+    name: str
+    doc: str
+    groups: str
+    layout: Callable[[_Setting, int], Layout]
+    keys: Callable[[int], tuple[int, ...]] = lambda dim: (dim + 7, dim)
+    dims: tuple[int, ...] = HEAD_DIMS
+    second: float = 0.0
+
+    def probe(self, format: Format, seed: int) -> Probe:
+        """The probe for inputs of `format`."""
+        made = (
+            partial(self._problem, format, seed, shape=(dim, m), square=square)
+            for dim in self.dims for m in self.keys(dim) for square in (False, True)
+        )  # fmt: skip
+        return Probe(self.name, self.doc, tuple(self.groups.split()), tuple(made))
+
+    def _problem(
+        self, format: Format, seed: int, *, shape: tuple[int, int], square: bool
+    ) -> Problem:
+        dim, m = shape
+        setting = _Setting(format, dim, torch.Generator().manual_seed(seed))
+        return _problem(setting, self.layout(setting, m), self.second, square=square)
+
+
 def probes(format: Format, seed: int) -> tuple[Probe, ...]:
     """The probes for inputs of `format`; those that its range cannot hold are left out."""
-
-    def make(
-        name: str, doc: str, groups: str, layout: Callable[[_Setting, int], Layout],
-        keys: Callable[[int], tuple[int, ...]], dims: tuple[int, ...] = HEAD_DIMS, second: float = 0.0,
-    ) -> Probe:  # fmt: skip
-        def problem(dim: int, m: int, square: bool) -> Problem:
-            setting = _Setting(format, dim, torch.Generator().manual_seed(seed))
-            return _problem(setting, layout(setting, m), second, square=square)
-
-        made = (
-            partial(problem, dim, m, square)
-            for dim in dims for m in keys(dim) for square in (False, True)
-        )  # fmt: skip
-        return Probe(name, doc, tuple(groups.split()), tuple(made))
-
-    def few(dim: int) -> tuple[int, ...]:
-        return dim + 7, dim
-
-    def many(_: int) -> tuple[int, ...]:
-        return 1283, 1280
-
-    exponent = "exponent approximation exp"
-    found = [
-        make("weights", "a dozen weights of one size, read one by one",
-             "weights exponent exp approximation sum tile", _weights, lambda _: (263, 256)),
-        make("depths", "tiny weights beside exact ones", exponent, _depths, few),
-        make("other scale", "the same where the scale is no power of two", exponent, _depths,
-             few, dims=ODD_HEAD_DIMS),
-        make("stairs", "scores that rise or fall along the keys",
-             "tile accumulator sum exp weights", _stairs, many),
-        make("quotients", "whole sums over whole counts, half-way between two outputs",
-             "weights accumulator sum", _quotients, many),
-        make("fine scores", "scores with more bits than 16-bit formats hold", "scores exponent",
-             _fine_scores, lambda _: (64,), second=2.0**-7),
-    ]  # fmt: skip
-    if _Setting(format, 64, torch.Generator()).deep:
-        found.append(
-            make("spikes", "weights below the smallest normal number, times 2^100",
-                 "tile weights accumulator", _spikes, many))  # fmt: skip
-    return tuple(found)
+    deep = _Setting(format, HEAD_DIMS[0], torch.Generator()).deep
+    return tuple(p.probe(format, seed) for p in _plans() if deep or p.layout is not _spikes)
 
 
 def _problem(setting: _Setting, layout: Layout, second: float, *, square: bool) -> Problem:
@@ -164,7 +155,7 @@ def _weights(setting: _Setting, m: int) -> Layout:
 
 def _depths(setting: _Setting, m: int) -> Layout:
     heads, dim = 24, setting.dim
-    top = setting.uniform(heads, setting.rows, 1, low=5.0, high=9.0)
+    top = setting.uniform(heads, setting.rows, 1, low=60.0, high=100.0)
     near, far = (40.0, 86.0) if setting.deep else (4.0, 9.0)
     s = top - setting.uniform(heads, setting.rows, m, low=near, high=far)
     s[:, :, ::APART] = top
@@ -189,7 +180,7 @@ def _spikes(setting: _Setting, m: int) -> Layout:
     Before it they are exact, and only their common factor is below; 2^100 brings both back.
     """
     heads, rows = 2, setting.rows
-    s = BELOW + setting.uniform(heads, rows, m, low=-3.0, high=3.0)
+    s = BELOW + setting.uniform(heads, rows, m, low=-2.5, high=2.5)
     at = torch.linspace(0, m - 1, heads * rows).long().view(rows, heads).T
     return s.scatter(2, at[..., None], 0.0), _one_hot(_watched(setting, heads, m), m, 2.0**100)
 
@@ -210,9 +201,8 @@ def _quotients(setting: _Setting, m: int) -> Layout:
 def _placed(steps: Tensor, counts: Tensor, m: int, format: Format) -> Tensor:
     """V [H,M,D]: the keys up to count i add what step i [H,R,D] says, in numbers of the format."""
     v = torch.zeros(steps.shape[0], m, steps.shape[2], dtype=torch.float64)
-    for head, row in torch.cartesian_prod(
-        torch.arange(counts.shape[0]), torch.arange(counts.shape[1])
-    ).tolist():
+    heads, rows = counts.shape
+    for head, row in itertools.product(range(heads), range(rows)):
         rest = steps[head, row].double()
         first = 0 if row == 0 else int(counts[head, row - 1])
         for key in range(first, int(counts[head, row])):
@@ -230,3 +220,26 @@ def _fine_scores(setting: _Setting, m: int) -> Layout:
     s = setting.integers(-64, 64, heads, setting.rows, m).double() / 16
     watched = torch.arange(setting.dim) % m
     return s, _one_hot(watched.expand(heads, -1).contiguous(), m)
+
+
+def _plans() -> tuple[_Plan, ...]:
+    exponent = "exponent approximation exp"
+
+    def many(_: int) -> tuple[int, ...]:
+        return 1283, 1280
+
+    return (
+        _Plan("weights", "a dozen weights of one size, read one by one",
+              "weights exponent exp approximation sum tile", _weights, lambda _: (263, 256)),
+        _Plan("depths", "tiny weights beside exact ones", exponent, _depths),
+        _Plan("other scale", "the same where the scale is no power of two", exponent, _depths,
+              dims=ODD_HEAD_DIMS),
+        _Plan("stairs", "scores that rise or fall along the keys",
+              "tile accumulator sum exp weights", _stairs, many),
+        _Plan("quotients", "whole sums over whole counts, half-way between two outputs",
+              "weights accumulator sum tile", _quotients, many),
+        _Plan("fine scores", "scores with more bits than 16-bit formats hold",
+              "scores exponent", _fine_scores, lambda _: (64,), second=2.0**-7),
+        _Plan("spikes", "weights below the smallest normal number, times 2^100",
+              "tile weights accumulator", _spikes, many),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ changes no bit, and is then undecidable.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from roundoff.formats import FORMATS, Format
 from roundoff.operators.protocol import Answer, Question
@@ -47,7 +48,7 @@ def questions(format: Format) -> tuple[Question, ...]:
         _one("log2e", "in base 2, log2(e) goes onto the argument or into the scale", "exponent",
              {place: {"exponential.log2e": place} for place in ("argument", "scale")}),
         _one("kv_tile", "keys of a tile", "tile",
-             {n: {"tile.keys": n} for n in TILES} | {"row": {"tile.keys": None}}),
+             {"row": {"tile.keys": None}} | {n: {"tile.keys": n} for n in TILES}),
         _one("direction", "tiles from the first key or from the last", "tile",
              {way: {"tile.direction": way} for way in ("forward", "backward")}),
         _one("maximum", "the rule of the running maximum", "tile",
@@ -62,13 +63,17 @@ def questions(format: Format) -> tuple[Question, ...]:
         _one("sum_rounds", "a narrow l is rounded after every operation or every update", "sum",
              {how: {"row_sum.accumulator.rounds": how} for how in ("operation", "update")}),
         _one("scores", "the format in which S is stored", "scores",
-             {name: {"scores": f} for name, f in plain.items()}),
+             {name: {"scores": f, "qk.format": f} for name, f in plain.items()}),
         _one("logits", "the format of S after scale and mask", "scores",
              {f.name: {"logits.format": f} for f in dict.fromkeys((wide, format))}),
         _one("exp", "the format of the result of exp", "exp",
              {name: {"exponential.format": f} for name, f in plain.items()}),
         _one("state", "the format of the running maximum and of its factor", "exp",
              {name: {"maximum.format": f, "maximum.factor": f} for name, f in plain.items()}),
+        _one("argument", "the format of the argument of exp", "exp",
+             {f.name: {"exponential.argument": f} for f in dict.fromkeys((wide, format))}),
+        _one("quotient", "the format of O (or P) over l", "sum",
+             {name: {"normalise.format": f} for name, f in plain.items()}),
         _one("approximation", "how exp is computed", "approximation",
              {name: {"exponential.approximation": name}
               for name in ("exact", "fexp_u20", "exp_u20")}),
@@ -78,8 +83,6 @@ def questions(format: Format) -> tuple[Question, ...]:
     )  # fmt: skip
 
 
-def _one(
-    name: str, doc: str, group: str, answers: Mapping[str | int, Mapping[str, Choice]]
-) -> Question:
+def _one(name: str, doc: str, group: str, answers: Mapping[Any, Mapping[str, Choice]]) -> Question:
     made = tuple(Answer(label, changes) for label, changes in answers.items())
     return Question(name, doc, group, made)
