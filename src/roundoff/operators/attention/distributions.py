@@ -20,6 +20,10 @@ __all__ = ["content", "draw"]
 
 Inputs = dict[str, Tensor]
 
+TIED_HEIGHT = 22.0
+"""How far tied keys stand above the others, in the exponent of e: far enough that all others
+together weigh less than an ulp of bf16, and still decide which way a tie is rounded."""
+
 
 def draw(parameters: Mapping[str, Value], seed: int) -> Inputs:
     """q [B,H,N,D], k [B,Hk,M,D], v [B,Hk,M,Dv] and, if the mask has one, its tensor, in float64."""
@@ -72,6 +76,17 @@ def _tied(inputs: Inputs, _: torch.Generator, __: float) -> Inputs:
     return inputs | {"k": torch.cat([k[:, :, :half], k[:, :, :half]], 2)[:, :, : k.shape[2]]}
 
 
+def _tied_peak(inputs: Inputs, generator: torch.Generator, times: float) -> Inputs:
+    """Every key comes `times` times in a row, and each query is close to one of them."""
+    k, count = inputs["k"], max(1, int(times))
+    first = torch.arange(k.shape[2], device="cpu") // count * count
+    return _peaked(inputs | {"k": k[:, :, first]}, generator, TIED_HEIGHT)
+
+
+def _tied_one_signed(inputs: Inputs, generator: torch.Generator, times: float) -> Inputs:
+    return _tied_peak(inputs | {"v": -inputs["v"].abs()}, generator, times)
+
+
 def _one_signed(inputs: Inputs, _: torch.Generator, __: float) -> Inputs:
     return inputs | {"v": inputs["v"].abs()}
 
@@ -90,6 +105,8 @@ _SHAPED: Mapping[str, Shaper] = {
     "peaked": _peaked,
     "tied": _tied,
     "one-signed": _one_signed,
+    "tied-peak": _tied_peak,
+    "tied-one-signed": _tied_one_signed,
     "offset": _offset,
 }
 

@@ -92,13 +92,15 @@ class Maximum:
     - `always`: m follows the largest score of every tile;
     - `lazy`: only if it rises by more than `threshold` (in powers of two);
     - `row`: the maximum of the whole row is found first, so nothing is ever rescaled;
+    - `offset`: m stays `threshold` (in powers of two) above the largest score, so that no entry
+      of P is 1, but those of tied scores are all the same;
     - `tie-safe`: where a tile's maximum is tied, m = beta * maximum if that is positive and 0
       if it is negative, so that no entry of P is exactly 1 (arXiv 2510.04212). The shift is
       capped so that the tied entries of P stay normal numbers: without the cap a maximum of
       -1e4 or 1e4 turns the whole row into 0/0.
     """
 
-    rule: Literal["always", "lazy", "row", "tie-safe"] = "always"
+    rule: Literal["always", "lazy", "row", "tie-safe", "offset"] = "always"
     threshold: float = 0.0
     beta: float = 2.0
     format: Element = OPMATH
