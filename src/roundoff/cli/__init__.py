@@ -34,7 +34,7 @@ _HELP = {
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
 _EXAMPLES = {
-    "study": """Studies: `flash-attention`, `recipes`.
+    "study": """Studies: `flash-attention`, `low-precision-failure`, `recipes`.
 
     roundoff study flash-attention
 """,

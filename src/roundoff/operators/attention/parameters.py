@@ -26,14 +26,16 @@ DISTRIBUTIONS: Mapping[str, str] = {
     "peaked": "each query is close to one key, so one logit of a row stands out; peaked:30 by 30",
     "tied": "every key comes twice, so the largest score of a row is always tied",
     "one-signed": "V is positive, so that rounding errors of PV cannot cancel",
-    "tied-peak": "peaked:22, every key twice in a row, so a tied maximum is far out; tied-peak:3 thrice",
+    "tied-peak": "peaked:22 with every key twice in a row: tied maxima; tied-peak:3 thrice",
     "tied-one-signed": "tied-peak with V negative, as where bf16 training fails (arXiv 2510.04212)",
     "offset": "a constant that grows along the sequence is added to Q, K, V; offset:8 up to 8",
     "file:<path>": "tensors q, k, v (and mask) of a .safetensors file, as they are",
 }
 
 
-DEFAULT_NUMBERS = {"normal": 1.0, "peaked": 20.0, "offset": 4.0, "tied-peak": 2.0, "tied-one-signed": 2.0}
+DEFAULT_NUMBERS = {
+    "normal": 1.0, "peaked": 20.0, "offset": 4.0, "tied-peak": 2.0, "tied-one-signed": 2.0,
+}  # fmt: skip
 """The distributions that take a number, and what it is where none is given."""
 
 

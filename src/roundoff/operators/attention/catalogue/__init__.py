@@ -10,4 +10,6 @@ from roundoff.operators.attention.catalogue import flash, fp8, jax, low_precisio
 from roundoff.operators.attention.catalogue.paper import all_in, tiled_in
 from roundoff.operators.attention.catalogue.table import RECIPES
 
-__all__ = ["RECIPES", "all_in", "flash", "fp8", "jax", "low_precision", "paper", "tiled_in", "torch"]
+__all__ = [
+    "RECIPES", "all_in", "flash", "fp8", "jax", "low_precision", "paper", "tiled_in", "torch",
+]  # fmt: skip

@@ -31,27 +31,27 @@ FAILURE = add(
 add(
     replace(
         FAILURE,
-        name="failure-bf16-fp32-output",
-        doc="failure-bf16 with its running output in fp32",
-        pv=FA2.pv,
-    )
-)
-add(
-    replace(
-        FAILURE,
         name="failure-bf16-tie-safe",
         doc="failure-bf16 with another maximum on rows whose maximum is tied",
         maximum=TIE_SAFE,
     )
 )
-add(
-    replace(
-        FAILURE,
-        name="failure-bf16-offset",
-        doc="failure-bf16 with a maximum that is 1 too large, whatever the row",
-        maximum=Maximum("offset", threshold=math.log2(math.e)),
+for _name, _doc, _powers in (
+    ("failure-bf16-offset-half", "ln 2 too large, so that tied entries of P are 1/2", 1.0),
+    (
+        "failure-bf16-offset",
+        "1 too large, so that tied entries of P are exp(-1)",
+        math.log2(math.e),
+    ),
+):
+    add(
+        replace(
+            FAILURE,
+            name=_name,
+            doc=f"failure-bf16 with a maximum that is {_doc}",
+            maximum=Maximum("offset", threshold=_powers),
+        )
     )
-)
 add(
     replace(
         tiled_in(FP64),
