@@ -149,9 +149,7 @@ def _check(recipe: Recipe, how: Backward, call: Call) -> None:
         raise UnsupportedError(f"recipe {recipe.name!r} needs a positive scale, not {call.scale}")
 
 
-def _query_tiles(
-    rows: Tensor, tile: Tile, q_len: int
-) -> tuple[Tensor, Tensor, tuple[slice, ...]]:
+def _query_tiles(rows: Tensor, tile: Tile, q_len: int) -> tuple[Tensor, Tensor, tuple[slice, ...]]:
     """Positions of the rows, tile by tile; which of them are asked for; and the tiles' stretches.
 
     A tile holds the rows of the call that lie in it. To one with few of many, its last is
@@ -194,7 +192,8 @@ def _of_groups(work: _Work, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     how, heads = work.how, work.block.q.shape[1]
     if heads == groups or how.heads is not None:
         dq, dk, dv = _of_all(work)
-        return dq, _added_up(finished(how, dk, work.factors[1]), groups, how), _added_up(dv, groups, how)
+        dk = finished(how, dk, work.factors[1])
+        return dq, _added_up(dk, groups, how), _added_up(dv, groups, how)
     dqs: list[Tensor] = []
     for member in range(heads // groups):
         one = _of_heads(work, slice(None), slice(member, None, heads // groups))

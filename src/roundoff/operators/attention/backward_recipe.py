@@ -18,6 +18,7 @@ __all__ = ["Backward", "Scaled", "Tiles"]
 
 ACCUMULATOR = Accumulator()
 EXPONENTIAL = Exponential()
+AS_IT_IS, AFTER, WHOLE = Prescale(), Logits(), Tile()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ class Backward:
 
     weights: Literal["recomputed", "saved"] = "recomputed"
     lse: Element = OPMATH
-    prescale: Prescale = Prescale()
+    prescale: Prescale = AS_IT_IS
     qk: Accumulator = ACCUMULATOR
     scores: Element = OPMATH
-    logits: Logits = Logits()
+    logits: Logits = AFTER
     exponential: Exponential = EXPONENTIAL
     probabilities: Element = INPUT
     dp: Accumulator = ACCUMULATOR
@@ -85,7 +86,7 @@ class Backward:
     dk: Accumulator = ACCUMULATOR
     dv: Accumulator = ACCUMULATOR
     heads: Element | None = INPUT
-    tile: Tile | Tiles = Tile()
+    tile: Tile | Tiles = WHOLE
     output: Element = INPUT
 
     def __post_init__(self) -> None:

@@ -89,9 +89,7 @@ def _as_torch_derives_it(how: Backward, p: Tensor, dp: Tensor) -> Tensor:
     return put(ds.to(p.dtype), how.ds)
 
 
-def added(
-    onto: Tensor | None, a: Tensor, b: Tensor, total: Accumulator, factor: float
-) -> Tensor:
+def added(onto: Tensor | None, a: Tensor, b: Tensor, total: Accumulator, factor: float) -> Tensor:
     """`onto + factor * a @ b`, carried as `total` says.
 
     A `native` sum is one of torch's matrix products with alpha and beta; elsewhere the product

@@ -83,8 +83,13 @@ add(
             dk=_ONTO_INPUT,
             dv=_ONTO_INPUT,
             heads=None,
-            tile=Tiles(((2**31, 768, Tile(512, 256)), (2**31, 192, Tile(512, 64)),
-                        (2**31, 0, Tile(512, 32)))),
+            tile=Tiles(
+                (
+                    (2**31, 768, Tile(512, 256)),
+                    (2**31, 192, Tile(512, 64)),
+                    (2**31, 0, Tile(512, 32)),
+                )
+            ),
         ),
     )
 )
