@@ -59,8 +59,8 @@ class Backward:
     and `exponential` say how it is recomputed, and mean what they do in `Recipe`.
 
     `delta` is what D is summed from: dO times the `stored` O, or the `exact` one before its
-    cast, or P dP (`weights`). With `delta_sum` in the order `softmax`, dS of whole rows is what
-    torch's own derivative of softmax makes of P and dP.
+    cast, or P dP (`weights`). With `weights` and `delta_sum` in the order `softmax`, dS of whole
+    rows is what torch's own derivative of softmax makes of P and dP.
 
     dQ is summed over tiles of keys, dK and dV over tiles of queries, both walked in the
     `tile`'s direction. `heads` is the format in which a query head's dK and dV are stored
@@ -95,8 +95,6 @@ class Backward:
                 "a backward pass applies the scale to S nowhere or twice; logits.scale is "
                 "'before' exactly where prescale puts it onto the operands"
             )
-        if self.delta_sum.order == "softmax" and self.delta != "weights":
-            raise UsageError("delta_sum in the order 'softmax' goes with delta 'weights'")
 
     def resolved(self, recipe: Recipe, storage: Format, *, head_dim: int, q_len: int) -> Backward:
         """The backward pass of one call of `recipe`: storage format and tile put in."""
@@ -105,8 +103,12 @@ class Backward:
         prescale = recipe.prescale if how.weights == "saved" else how.prescale
         operand = storage if prescale.operands == "none" else prescale.format
         ds = how.scaled.format if how.scaled.at == "ds" else how.ds
+        total = how.delta_sum
+        if total.order == "softmax" and how.delta != "weights":
+            total = replace(total, order="library")
         return replace(
             how,
+            delta_sum=total,
             qk=_possible(how.qk, operand),
             dp=_possible(how.dp, storage),
             dq=_possible(how.dq, operand, ds),
