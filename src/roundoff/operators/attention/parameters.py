@@ -13,6 +13,7 @@ __all__ = [
     "DISTRIBUTIONS",
     "PARAMETERS",
     "lengths",
+    "parse_gradients",
     "parse_inputs",
     "parse_mask",
     "settle",
@@ -29,7 +30,7 @@ DISTRIBUTIONS: Mapping[str, str] = {
     "tied-peak": "peaked:22 with every key twice in a row: tied maxima; tied-peak:3 thrice",
     "tied-one-signed": "tied-peak with V negative, as where bf16 training fails (arXiv 2510.04212)",
     "offset": "a constant that grows along the sequence is added to Q, K, V; offset:8 up to 8",
-    "file:<path>": "tensors q, k, v (and mask) of a .safetensors file, as they are",
+    "file:<path>": "tensors q, k, v (mask, dout) of a .safetensors file, as they are",
 }
 
 
@@ -62,7 +63,15 @@ def parse_inputs(text: str) -> str:
     return distribution(text, DISTRIBUTIONS, DEFAULT_NUMBERS)
 
 
+def parse_gradients(text: str) -> str:
+    """Check whether gradients are asked for: no or yes."""
+    if text not in ("no", "yes"):
+        raise ValueError("expected no or yes")
+    return text
+
+
 _ROWS = "query rows to look at, drawn by seed (default: all); golden then costs rows x kv_len"
+_GRADIENTS = "no, yes: also dq, dk, dv for a drawn upstream gradient (of the sampled rows alone)"
 
 PARAMETERS: Mapping[str, Parameter] = {
     p.name: p
@@ -78,10 +87,9 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("scale", None, "factor of QK^T (default: 1 / sqrt(head_dim))", number),
         Parameter("inputs", "normal", ", ".join(DISTRIBUTIONS), parse_inputs),
         Parameter("rows", None, _ROWS, positive),
+        Parameter("gradients", "no", _GRADIENTS, parse_gradients),
         Parameter("tile", None, "keys a tile (default: the recipe's)", positive, recipe_only=True),
-        Parameter(
-            "q_tile", None, "queries a tile; no effect on forward", positive, recipe_only=True
-        ),
+        Parameter("q_tile", None, "queries a tile, for gradients", positive, recipe_only=True),
     )
 }
 
