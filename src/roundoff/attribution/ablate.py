@@ -79,7 +79,7 @@ def ablate(
         raise UnsupportedError(f"kernel {what.kernel.kernel.name!r} does not take {reason}")
     what = replace(what, recipe=chosen.settled(what.recipe, problems[0]))
     truths = [chosen.golden(problem)[0] for problem in problems]
-    names = _names(truths[0], outputs)
+    names = _names(chosen, truths[0], outputs)
     steps = _Steps(tell)
     games = [
         Coalitions(chosen, what.recipe, problem, golden, names, steps)
@@ -120,11 +120,10 @@ def _check(storage: Format, seeds: Sequence[int], permutations: int) -> None:
         )
 
 
-def _names(golden: Outputs, asked: Sequence[str] | None) -> tuple[str, ...]:
+def _names(operator: Operator, golden: Outputs, asked: Sequence[str] | None) -> tuple[str, ...]:
     """The outputs to take apart: those asked for, or all that are no statistics of rows."""
     if asked is None:
-        axes = next(iter(golden.values())).ndim
-        return tuple(name for name, x in golden.items() if x.ndim >= axes)
+        return tuple(name for name in golden if name not in operator.statistics)
     for name in asked:
         if name not in golden:
             raise UnknownNameError("output", name, golden)

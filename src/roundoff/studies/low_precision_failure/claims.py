@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from roundoff.metrics import t_interval
+from roundoff.metrics import ratio_interval, t_interval
 from roundoff.studies.low_precision_failure.plan import CONTROLS, KERNELS, NARROW, REAL, TIED, TILES
-from roundoff.studies.rows import complete, pick, seeds_of, short
+from roundoff.studies.rows import complete, numbers, pick, seeds_of, short, spell
 from roundoff.studies.study import Claim, Finding, Frame, frame, joined
 
 __all__ = ["CLAIMS", "LEAST", "gains"]
 
 LEAST = 2.0**-12
 """The gain that counts as bias: a 32nd of bf16's epsilon, a third of what a stretch gives."""
+REMOVED = 5.0
+"""The factor by which a remedy must lower an error to have removed it."""
 EXACT = 1e-13
 """The relative error of an exact computation in float64."""
 BARE = "recipe:failure-bf16"
@@ -28,7 +30,7 @@ def gains(rows: Frame, candidates: Iterable[str], inputs: Iterable[str]) -> Fram
     lines: list[Mapping[str, object]] = []
     for candidate in candidates:
         for name in inputs:
-            found = pick(rows, candidate, inputs=name)
+            found = pick(rows, candidate, inputs=name, gradients="no")
             if found.empty:
                 raise ValueError(f"{candidate} on {name} was not measured")
             for (n, tile), part in found.groupby(["seq_len", "tile"], dropna=False):
@@ -141,6 +143,34 @@ def offset(rows: Frame) -> Finding:
     return Finding("does not hold", measured, evidence=table)
 
 
+def delta(rows: Frame) -> Finding:
+    """The error of dq with D from the stored O over that with D from P and dP, seed by seed.
+
+    Where all of a row's weight lies on equal keys, dq is 0 but for the rest: an error of D is
+    all that it holds.
+    """
+    lines: list[Mapping[str, object]] = []
+    for candidate in (BARE, "recipe:fa2"):
+        mine, other = (
+            pick(rows, name, inputs=TIED, gradients="yes")
+            for name in (candidate, "recipe:failure-bf16-delta-weights")
+        )
+        for n, part in mine.groupby("seq_len"):
+            both = part.merge(other[other["seq_len"] == n], on="seed", suffixes=("", "_other"))
+            values = complete(both, "dq_rmse", "dq_rmse_other", "dq_rel_l2")
+            ratio = ratio_interval(values["dq_rmse"].tolist(), values["dq_rmse_other"].tolist())
+            size = float(values["dq_rel_l2"].median())
+            lines.append({"candidate": candidate, "seq_len": n, "relative": size} | numbers(ratio))
+    table = complete(frame(lines), "ratio", "low", "high")
+    words = "; ".join(
+        f"{short(row['candidate'])} {spell(row)}, {row['relative']:.0f}x dq itself"
+        for _, row in table.loc[table.groupby("candidate", sort=False)["ratio"].idxmin()].iterrows()
+    )
+    measured = f"rmse of dq with D from the stored O over that with D from P: {words}"
+    good = bool((table["low"] > REMOVED).all())
+    return Finding("holds" if good else "does not hold", measured, evidence=table)
+
+
 def kernels(rows: Frame) -> Finding:
     """Real kernels, and recipes of those that do not run here, on ties and on the control."""
     planned = {*rows["candidate"]}  # a kernel that does not run on this machine is in no plan
@@ -173,5 +203,7 @@ CLAIMS = (
     Claim("TIE-SAFE", "Another maximum on tied rows removes it, and is exact in real arithmetic",
           "training is stable", tie_safe),
     Claim("OFFSET", "A fixed offset of the maximum does not remove it", "still biased", offset),
+    Claim("DELTA", "D = rowsum(P dP) in place of rowsum(dO O) removes the error of dq",
+          "training is stable", delta),
     Claim("KERNELS", "Real kernels have the mechanism", "ours, not the paper's", kernels),
 )  # fmt: skip

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from roundoff.bench.plan import Plan, Sweep
 
-__all__ = ["CONTROLS", "KERNELS", "NARROW", "REAL", "REMEDIES", "TIED", "TILES", "full", "quick"]
+__all__ = [
+    "CONTROLS",
+    "GRADIENTS",
+    "KERNELS",
+    "NARROW",
+    "REAL",
+    "REMEDIES",
+    "TIED",
+    "TILES",
+    "full",
+    "quick",
+]
 
 TIED = "tied-one-signed"
 CONTROLS = {"tied-peak": "ties, V of both signs", "tied-one-signed:1": "no ties, V of one sign"}
@@ -18,6 +29,7 @@ REMEDIES = (
     "fa2-bf16-sum", "failure-bf16-tie-safe", "paper-bf16-tie-safe",
     "failure-bf16-offset", "failure-bf16-offset-half", "tie-safe-fp64",
 )  # fmt: skip
+GRADIENTS = ("failure-bf16", "failure-bf16-delta-weights", "fa2")
 REAL = ("fa2", "fa3", "fa2-lazy", "jax-xla")
 KERNELS = ("torch-cpu-flash", "torch-math-reduced")
 
@@ -46,4 +58,6 @@ def _plan(*, lengths: tuple[str, ...], seeds: int, rows: str, heads: str) -> Pla
         sweep(every, recipes=(*narrow, *REMEDIES, *REAL), kernels=KERNELS),
         # One tile for all keys up to the longest length, and smaller ones.
         sweep({"inputs": (TIED,), "tile": (*map(str, TILES), "8192")}, recipes=narrow),
+        # Gradients, for D from O and from P.
+        sweep({"inputs": (TIED,), "gradients": ("yes",)}, recipes=GRADIENTS),
     ))  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from roundoff.formats import FORMATS
-from roundoff.operators.attention.catalogue.flash import FA2
+from roundoff.operators.attention.catalogue.flash import FA2, FA2_BACKWARD
 from roundoff.operators.attention.catalogue.paper import tiled_in
 from roundoff.operators.attention.catalogue.table import add
 from roundoff.operators.attention.recipe import Maximum, RowSum
@@ -34,6 +34,14 @@ add(
         name="failure-bf16-tie-safe",
         doc="failure-bf16 with another maximum on rows whose maximum is tied",
         maximum=TIE_SAFE,
+    )
+)
+add(
+    replace(
+        FAILURE,
+        name="failure-bf16-delta-weights",
+        doc="failure-bf16 with D = rowsum(P dP) in place of rowsum(dO O)",
+        backward=replace(FA2_BACKWARD, delta="weights"),
     )
 )
 for _name, _doc, _powers in (
