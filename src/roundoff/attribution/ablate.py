@@ -22,7 +22,7 @@ from roundoff.errors import GoldenError, UnknownNameError, UnsupportedError, Usa
 from roundoff.formats import Format, get_format
 from roundoff.metrics import GOLDEN_MARGIN
 from roundoff.operators import OPERATORS
-from roundoff.operators.protocol import Outputs, Question, Value
+from roundoff.operators.protocol import Operator, Outputs, Question, Value
 
 __all__ = ["Tell", "ablate"]
 
