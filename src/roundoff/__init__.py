@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from roundoff.registry import lazily
 
 if TYPE_CHECKING:
+    from roundoff.attribution.ablate import ablate
+    from roundoff.attribution.ablation import Ablation
     from roundoff.attribution.explain import Explanation, explain
     from roundoff.bench.compare import Comparison, compare
     from roundoff.errors import RoundoffError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Ablation",
     "Attention",
     "Comparison",
     "Explanation",
@@ -33,6 +36,7 @@ __all__ = [
     "Recipe",
     "RoundoffError",
     "Run",
+    "ablate",
     "compare",
     "emulate",
     "explain",
@@ -43,6 +47,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Ablation": "attribution.ablation",
     "Attention": "operators.attention.call",
     "Comparison": "bench.compare",
     "Explanation": "attribution.explain",
@@ -50,6 +55,7 @@ _PLACES = {
     "Recipe": "operators.attention.recipe",
     "RoundoffError": "errors",
     "Run": "store",
+    "ablate": "attribution.ablate",
     "compare": "bench.compare",
     "emulate": "operators.attention.api",
     "explain": "attribution.explain",

@@ -67,7 +67,9 @@ OPMATH = ByStorage(FP32, FP32, FP64)
 """The usual format of intermediate results: fp32, and fp64 for inputs beyond 32 bits."""
 
 Element = Format | Literal["input"] | ByStorage
-Order = Literal["library", "reversed", "fused", "native", "lanes", "vector", "softmax"]
+Order = Literal[
+    "library", "reversed", "fused", "native", "lanes", "vector", "softmax", "unordered"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +104,20 @@ class Accumulator:
     - `vector`: rows only; the same, but the tail goes to the first lanes before these are
       added up, and a row with fewer terms than lanes is summed one by one;
     - `softmax`: attention's rows only; whatever `torch.softmax` does (`library` where another
-      choice has taken its exponential away).
+      choice has taken its exponential away);
+    - `unordered`: sums over tiles only; the tiles are added in an order drawn from `seed`, as
+      atomic additions do.
     """
 
     format: Element = OPMATH
     chunk: int | None = None
     order: Order | ByStorage = "library"
     rounding: Literal["nearest", "toward-zero"] = "nearest"
-    lanes: int = 16
+    lanes: int | ByStorage = 16
     rounds: Literal["operation", "update"] = "operation"
     aligned: bool = False
     flushed: Element | None = None
+    seed: int = 0
 
     @property
     def inner(self) -> Accumulator:
@@ -208,13 +213,14 @@ class Sited:
 
     def sites(self) -> tuple[Site, ...]:
         """The places at which this recipe rounds or may round, in the order of the data."""
-        return tuple(_site(self, name, place) for name, place in self.SITES.items())
+        places = ((name, place) for name, place in self.SITES.items() if _has(self, place))
+        return tuple(_site(self, name, place) for name, place in places)
 
     def choose(self, choices: Mapping[str, Choice]) -> Self:
         """The same recipe with other choices at the named sites."""
         for name in choices:
-            if name not in self.SITES:
-                raise UnknownNameError("site", name, self.SITES)
+            if name not in self.SITES or not _has(self, self.SITES[name]):
+                raise UnknownNameError("site", name, [site.name for site in self.sites()])
         return rewritten(self, {self.SITES[n].path: choice for n, choice in choices.items()})
 
     @property
@@ -225,6 +231,16 @@ class Sited:
 
 _R = TypeVar("_R", bound=Sited)
 _F = TypeVar("_F")
+
+
+def _has(recipe: Sited, place: Place) -> bool:
+    """Whether the part of the recipe that holds the place is there at all."""
+    part: Choice = recipe
+    for step in place.path.split(".")[:-1]:
+        part = getattr(part, step)
+        if part is None:
+            return False
+    return True
 
 
 def _site(recipe: Sited, name: str, place: Place) -> Site:

@@ -174,8 +174,7 @@ def _compared(operator: Operator, truth: Truth, base: Result, result: Result) ->
     matches: dict[str, Any] = {}
     for name, x in result.outputs.items():
         golden = truth.golden[name]
-        # Only the first output is stored in the problem's format; others are fp32 statistics.
-        stored = format if name == operator.outputs[0] else _statistics(format)
+        stored = _statistics(format) if name in operator.statistics else format
         against = base.outputs.get(name)
         rest = None if truth.rest is None else truth.rest[name]
         outputs[name] = measure_deviation(

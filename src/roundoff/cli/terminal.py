@@ -80,12 +80,19 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 @contextlib.contextmanager
-def progress_bar(text: str, total: int) -> Generator[Callable[[int], None]]:
-    """A bar on standard error; call what it yields with the number of things done so far."""
+def progress_bar(text: str, total: int) -> Generator[Callable[..., None]]:
+    """A bar on standard error; call what it yields with the number of things done so far.
+
+    A second number, where it is given, is a new total.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:
         task = bar.add_task(text, total=total)
-        yield lambda done: bar.update(task, completed=done)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, completed=done, total=of)
+
+        yield advance
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from roundoff.errors import KernelError
 from roundoff.kernels.declared import Declared, Layout, declared_by, kernel
+from roundoff.kernels.gradients import with_gradients
 from roundoff.kernels.kernel import Call, Kernel, stored_inputs, takes
 from roundoff.kernels.loading import load
 from roundoff.kernels.user_attention import bind_attention, refuse_attention
@@ -25,7 +27,7 @@ from roundoff.operators.protocol import Problem
 
 __all__ = ["function_kernel", "kernel", "user_kernel"]
 
-Bind = Callable[[Problem, dict[str, Tensor]], Callable[[], Any]]
+Bind = Callable[[Problem, dict[str, Tensor]], tuple[Callable[[], Any], list[Tensor]]]
 
 
 @cache
@@ -51,10 +53,12 @@ def function_kernel(
     declared = declared or declared_by(function)
     output = OPERATORS[operator].outputs[0]
 
-    def begin(problem: Problem, stored: dict[str, Tensor]) -> Callable[[], Any]:
+    def begin(
+        problem: Problem, stored: dict[str, Tensor]
+    ) -> tuple[Callable[[], Any], list[Tensor]]:
         if operator == "attention":
             return bind_attention(function, declared, problem, stored)
-        return lambda: function(*stored.values())
+        return lambda: function(*stored.values()), []
 
     def refuses(problem: Problem) -> str | None:
         if operator == "attention":
@@ -68,8 +72,10 @@ def function_kernel(
 
 
 def _bound(place: str, output: str, begin: Bind, problem: Problem) -> Call:
-    call = begin(problem, _own_inputs(problem))
-    return lambda: {output: _tensor(place, call())}
+    stored = _own_inputs(problem)
+    call, leaves = begin(problem, stored)
+    forward: Call = lambda: {output: _tensor(place, call())}  # noqa: E731
+    return with_gradients(place, forward, leaves, stored.get("dout"))
 
 
 def _own_inputs(problem: Problem) -> dict[str, Tensor]:
@@ -88,4 +94,4 @@ def _tensor(place: str, result: object) -> Tensor:
             f"kernel {place!r} returned a {type(first).__name__}; "
             "expected a tensor, or a tuple that begins with one"
         )
-    return first.detach()
+    return first if first.requires_grad and torch.is_grad_enabled() else first.detach()

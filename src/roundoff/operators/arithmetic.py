@@ -248,6 +248,7 @@ def row_sum(p: Tensor, total: Accumulator) -> Tensor:
     if total.chunk is not None:
         return _chunked_sum(p, total)
     if total.order in ("lanes", "vector"):
+        assert isinstance(total.lanes, int), "resolve the recipe before running it"
         summed = _lane_sum(p, total.lanes, tail_first=total.order == "vector")
     else:
         summed = _halved(p.flip(-1) if total.order == "reversed" else p)

@@ -151,7 +151,9 @@ class Operator(Protocol):
     name: str
     doc: str
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...]  # all that a problem can ask for, the first of them always
+    statistics: tuple[str, ...]  # outputs that are kept in fp32, whatever the inputs' format
+    row_axes: Mapping[str, int]  # the axis that numbers an output's rows, if it has one
     cluster_dims: int  # leading axes of an output that number its independent clusters
     row_axes: ClassVar[Mapping[str, int]]  # which axis of an output counts its rows
     parameters: Mapping[str, Parameter]

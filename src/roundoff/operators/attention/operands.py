@@ -56,6 +56,8 @@ def _prescaled(recipe: Recipe, q: Tensor, k: Tensor, scale: float) -> tuple[Tens
     scale = scale * log2e_in_scale(recipe)
     if how.operands == "q":
         return put(q * scale, how.format), k
+    if how.operands == "k":
+        return q, put(k * scale, how.format)
     if how.operands == "qk":
         root = math.sqrt(abs(scale))
         return put(q * math.copysign(root, scale), how.format), put(k * root, how.format)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from roundoff.errors import UsageError
 from roundoff.formats import Format
@@ -23,6 +23,9 @@ from roundoff.sites import (
     Sited,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from roundoff.operators.attention.backward_recipe import Backward
 
 __all__ = [
     "Exponential",
@@ -64,10 +67,11 @@ class Operands:
 class Prescale:
     """[1] What is multiplied onto Q and K before the product, and the format that it goes to.
 
-    `none`; `q`: the scale onto Q; `qk`: the square root of its size onto both, its sign onto Q.
+    `none`; `q`, `k`: the scale onto Q or K; `qk`: the square root of its size onto both, its
+    sign onto Q.
     """
 
-    operands: Literal["none", "q", "qk"] = "none"
+    operands: Literal["none", "q", "k", "qk"] = "none"
     format: Element = OPMATH
 
 
@@ -95,13 +99,15 @@ class Maximum:
     - `always`: m follows the largest score of every tile;
     - `lazy`: only if it rises by more than `threshold` (in powers of two);
     - `row`: the maximum of the whole row is found first, so nothing is ever rescaled;
+    - `offset`: m stays `threshold` (in powers of two) above the largest score, so that no entry
+      of P is 1, but those of tied scores are all the same;
     - `tie-safe`: where a tile's maximum is tied, m = beta * maximum if that is positive and 0
       if it is negative, so that no entry of P is exactly 1 (arXiv 2510.04212). The shift is
       capped so that the tied entries of P stay normal numbers: without the cap a maximum of
       -1e4 or 1e4 turns the whole row into 0/0.
     """
 
-    rule: Literal["always", "lazy", "row", "tie-safe"] = "always"
+    rule: Literal["always", "lazy", "row", "tie-safe", "offset"] = "always"
     threshold: float = 0.0
     beta: float = 2.0
     format: Element = OPMATH
@@ -183,6 +189,7 @@ class Recipe(Sited):
     normalise: Normalise = Normalise()
     tile: Tile | TileRule = Tile()
     output: Element = INPUT  # [12] the cast of the output
+    backward: Backward | None = None  # the gradients; None: not known
 
     SITES: ClassVar[Mapping[str, Place]] = {
         "q": Place("operands.q", "Q on its way in", AS_THEY_ARE),
@@ -204,7 +211,38 @@ class Recipe(Sited):
         "pv": Place("pv", "the sum in PV and the running output O"),
         "normalise": Place("normalise.format", "O (or P) over l"),
         "output": Place("output", "the output's cast"),
-    }
+        "backward.lse": Place("backward.lse", "the LSE as the forward pass stored it"),
+        "backward.prescale": Place("backward.prescale.format", "Q (and K) times the scale"),
+        "backward.qk": Place("backward.qk", "the sum in QK^T, again"),
+        "backward.scores": Place("backward.scores", "S as stored, again"),
+        "backward.logits": Place("backward.logits.format", "S after scale and mask, again"),
+        "backward.argument": Place("backward.exponential.argument", "the argument of exp, again"),
+        "backward.approximation": Place(
+            "backward.exponential.approximation", "how exp is computed, again",
+            ("exact", "fexp_u20", "exp_u20"),
+        ),
+        "backward.exp": Place("backward.exponential.format", "the result of exp, again"),
+        "backward.probabilities": Place("backward.probabilities", "P as it enters dV = P^T dO"),
+        "backward.dp": Place("backward.dp", "the sum in dP = dO V^T"),
+        "backward.delta": Place(
+            "backward.delta", "the O that D = rowsum(dO O) is taken of, or P",
+            ("exact", "stored", "weights"),
+        ),
+        "backward.delta_sum": Place("backward.delta_sum", "the row sum D"),
+        "backward.difference": Place("backward.difference", "dP - D"),
+        "backward.ds": Place("backward.ds", "dS = P (dP - D) as it enters dQ and dK"),
+        "backward.scaled": Place("backward.scaled.format", "what the scale is multiplied onto"),
+        "backward.dq": Place("backward.dq", "the sum in dQ = dS K over key tiles"),
+        "backward.dk": Place("backward.dk", "the sum in dK = dS^T Q over query tiles"),
+        "backward.dv": Place("backward.dv", "the sum in dV = P^T dO over query tiles"),
+        "backward.heads": Place("backward.heads", "dK and dV before heads of a group are added"),
+        "backward.output": Place("backward.output", "the cast of the gradients"),
+    }  # fmt: skip
+
+    @property
+    def forward(self) -> Recipe:
+        """The same recipe without its gradients, whose sites then carry nothing in fp64."""
+        return replace(self, backward=None)
 
     def __post_init__(self) -> None:
         if (self.prescale.operands == "none") == (self.logits.scale == "before"):

@@ -74,6 +74,7 @@ class Softmax(Rowwise):
     doc = "softmax along the rows of a matrix, and its log-sum-exp"
     inputs: tuple[str, ...] = ("x",)
     outputs: tuple[str, ...] = ("y", "lse")
+    statistics: tuple[str, ...] = ("lse",)
     row_axes: ClassVar[Mapping[str, int]] = {"y": 0, "lse": 0}
     cluster_dims = 1
     parameters: Mapping[str, Parameter] = PARAMETERS

@@ -20,6 +20,7 @@ def _fp8(name: str, doc: str, operands: Operands, base: Recipe) -> Recipe:
         base, name=name, doc=doc, operands=operands, known="read",
         probabilities=Quantizer(E4M3, "fixed", factor=256.0),
         source="arXiv 2407.08608, section 3.3 and Table 3",
+        backward=None,
     )  # fmt: skip
 
 
