@@ -10,7 +10,8 @@ from roundoff.cli.deviations import deviations, doubtful
 
 def row(gain, gain_se, seed):
     outputs = {"out": {"rmse": 1e-3, "gain": gain, "gain_se": gain_se}}
-    cell = {"candidate": "recipe:fa2", "format": "bf16", "params": {"heads": 1}, "seed": seed}
+    cell = {"operator": "attention", "candidate": "recipe:fa2", "format": "bf16"}
+    cell |= {"params": {"heads": 1}, "seed": seed}
     return {"cell": cell, "outputs": outputs, "floor": {"out": {"rmse": 5e-4}}}
 
 

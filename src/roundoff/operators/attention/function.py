@@ -43,7 +43,7 @@ class _Emulated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         dout = upstream[0]
         recipe, storage, wide, rest = ctx.how
         q, k, v, stored, exact, lse = ctx.saved_tensors
