@@ -53,7 +53,12 @@ def test_over_the_floor():
 
 def test_operators_with_other_parameters_share_a_table():
     other = row(1e-4, 1e-5, 0)
-    other["cell"] = {"candidate": "recipe:online", "format": "bf16", "params": {"length": 64}}
+    other["cell"] = {
+        "operator": "softmax",
+        "candidate": "recipe:online",
+        "format": "bf16",
+        "params": {"length": 64},
+    }
     _, lines = deviations([row(1e-4, 1e-5, 0), other])
     assert [line[0] for line in lines] == [
         "heads 1",
