@@ -10,8 +10,10 @@ dV tiles are added to at a time. Rows that are not asked for are taken to have d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -160,8 +162,9 @@ def _query_tiles(rows: Tensor, tile: Tile, q_len: int) -> tuple[Tensor, Tensor, 
     live: list[Tensor] = []
     tiles: list[slice] = []
     start = done = 0
-    numbers, counts = torch.unique_consecutive(rows // size, return_counts=True)
-    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+    owners = cast("list[int]", (rows // size).tolist())  # pyright: ignore[reportUnknownMemberType]
+    for number, members in itertools.groupby(owners):
+        count = len(list(members))
         most = min(size, q_len - number * size)
         missing = max(0, min(LEAST_ROWS, most) - count)
         here = torch.arange(done, done + count, device=rows.device)
@@ -183,7 +186,7 @@ def _key_tiles(how: Backward, kv_len: int, queries: int) -> list[slice]:
     if how.dq.order == "unordered":
         generator = torch.Generator().manual_seed(how.dq.seed * 1_000_003 + queries)
         drawn = torch.randperm(len(tiles), device="cpu", generator=generator)
-        return [tiles[i] for i in drawn.tolist()]
+        return [tiles[int(i)] for i in drawn]
     return tiles[::-1] if tile.direction == "backward" else tiles
 
 

@@ -43,7 +43,8 @@ class _Emulated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        dout = upstream[0]
         recipe, storage, wide, rest = ctx.how
         q, k, v, stored, exact, lse = ctx.saved_tensors
         call = Call(*(x.detach().to(wide) for x in (q, k, v)), *rest)

@@ -64,4 +64,5 @@ def _add_rows(
 
 
 def _of_groups(x: Tensor, groups: int) -> Tensor:
-    return x if x.shape[1] == groups else x.unflatten(1, (groups, -1)).sum(2)
+    shape = x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]
+    return x.view(shape).sum(2)
