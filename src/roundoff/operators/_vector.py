@@ -13,8 +13,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
-__all__ = ["bits", "fma", "number", "wide"]
+__all__ = ["bits", "fma", "number", "sum_of_64", "wide"]
 
 
 # Each of these writes LLVM for a call of it: `generate` puts instructions where the call stands.
@@ -58,6 +59,33 @@ def _number(context: Any, b: Any) -> Any:  # noqa: ARG001
     return types.float32(types.int32), generate
 
 
+def _sum_of_64(context: Any, y: Any) -> Any:  # noqa: ARG001
+    """The sum of the first 64 of a contiguous float32 array, later halves onto earlier ones.
+
+    LLVM unrolls such short loops before it could make vectors of them.
+    """
+
+    def half(builder: Any, x: Any, start: int, width: int) -> Any:
+        lanes = ir.VectorType(ir.IntType(32), width)
+        picked = ir.Constant(lanes, list(range(start, start + width)))
+        return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), picked)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        start = builder.bitcast(data, ir.VectorType(ir.FloatType(), 64).as_pointer())
+        total = builder.load(start)
+        total.align = 4
+        width = 32
+        while width:
+            lower, upper = half(builder, total, 0, width), half(builder, total, width, width)
+            total = builder.fadd(lower, upper)
+            width //= 2
+        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+    return types.float32(y), generate
+
+
+sum_of_64: Any = intrinsic(_sum_of_64)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
 bits: Any = intrinsic(_bits)

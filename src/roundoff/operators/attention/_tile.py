@@ -18,7 +18,7 @@ import numpy as np
 
 from roundoff.formats._kernels import nearest_bits
 from roundoff.operators._numba import compiled, exact, exact_2, low, low_2
-from roundoff.operators._vector import bits, fma, number, wide
+from roundoff.operators._vector import bits, fma, number, sum_of_64, wide
 
 __all__ = ["add_up", "take_in"]
 
@@ -135,15 +135,16 @@ def _new_state(state, begin, column, plans, settings):
             new = m
         new = _put(new, plans, MAXIMUM)
         shift = ZERO if new == HIDDEN else new
-        exponent = _F(_F(m - shift) * settings[EXPONENT])
-        factor = exact_2(exponent) if settings[BASE_2] != 0 else exact(exponent)
         if new > m and m != HIDDEN:
             state[3, at] += _F(1)
             state[4, at] += _F(_F(new - m) * settings[UNIT])
-        state[0, at], state[2, at] = new, _put(factor, plans, FACTOR)
-        column[r] = shift
+        state[0, at], column[r] = new, shift
+        state[2, at] = _F(_F(m - shift) * settings[EXPONENT])
         rest = _F(_F(top - shift) * settings[EXPONENT])
         high = rest if rest > high else high
+    factors = state[2, begin : begin + column.size]
+    _powers(factors, settings[BASE_2] != 0, True)
+    _put_all(factors, plans, FACTOR)
     return high
 
 
@@ -180,57 +181,32 @@ def _powers(x, base_2, high):
 
 
 @numba.njit(nogil=True)
-def _halved(y, groups):
-    """Groups of 64 onto each other until one is left."""
+def _row_sum(S, r, y):
+    """The sum of row `r` as `arithmetic.row_sum` adds it up; `y` has room for whole groups."""
     wide()
-    while groups > 1:
-        kept = (groups + 1) // 2
-        for g in range(groups - kept):
-            for j in range(LANES):
-                y[g, j] = _F(y[g, j] + y[g + kept, j])
-        groups = kept
+    K, n = S.shape[1], y.size
+    if K == 2 * LANES:  # the usual tile: no need to copy it first
+        for j in range(LANES):
+            y[j] = _F(S[r, j] + S[r, j + LANES])
+        n = LANES
+    else:
+        for j in range(K):
+            y[j] = S[r, j]
+        y[K:] = NEGATIVE_ZERO
+    while n > LANES:
+        kept = (n // LANES + 1) // 2 * LANES
+        for j in range(n - kept):
+            y[j] = _F(y[j] + y[j + kept])
+        n = kept
+    return sum_of_64(y)
 
 
 @numba.njit(nogil=True)
-def _folded(S, y, lanes):
-    """Each row's sums in 16 lanes; `y` [groups,64] has room for a row in whole groups."""
-    wide()
-    R, K = S.shape
-    groups = y.shape[0]
-    for r in range(R):
-        if K == 2 * LANES:  # the usual tile, at once
-            for j in range(16):
-                a = _F(_F(S[r, j] + S[r, j + 64]) + _F(S[r, j + 32] + S[r, j + 96]))
-                b = _F(_F(S[r, j + 16] + S[r, j + 80]) + _F(S[r, j + 48] + S[r, j + 112]))
-                lanes[r, j] = _F(a + b)
-        else:
-            for g in range(groups):
-                for j in range(min(LANES, K - g * LANES)):
-                    y[g, j] = S[r, g * LANES + j]
-            for j in range(K - (groups - 1) * LANES, LANES):
-                y[groups - 1, j] = NEGATIVE_ZERO
-            _halved(y, groups)
-            for j in range(16):
-                lanes[r, j] = _F(_F(y[0, j] + y[0, j + 32]) + _F(y[0, j + 16] + y[0, j + 48]))
-
-
-@numba.njit(nogil=True)
-def _sum_of_16(x, r):
-    a, b = _F(x[r, 0] + x[r, 8]), _F(x[r, 1] + x[r, 9])
-    c, d = _F(x[r, 2] + x[r, 10]), _F(x[r, 3] + x[r, 11])
-    e, f = _F(x[r, 4] + x[r, 12]), _F(x[r, 5] + x[r, 13])
-    g, h = _F(x[r, 6] + x[r, 14]), _F(x[r, 7] + x[r, 15])
-    return _F(_F(_F(a + e) + _F(c + g)) + _F(_F(b + f) + _F(d + h)))
-
-
-@numba.njit(nogil=True)
-def _sums(S, begin, state, plans, room):
-    y, lanes = room
-    _folded(S, y, lanes)
+def _sums(S, begin, state, plans, y):
     for r in range(S.shape[0]):
         at = begin + r
         old = _put(_F(state[1, at] * state[2, at]), plans, ADDED)
-        added = _put(_sum_of_16(lanes, r), plans, ADDED)
+        added = _put(_row_sum(S, r, y), plans, ADDED)
         state[1, at] = _put(_F(old + added), plans, SUM)
 
 
@@ -258,10 +234,7 @@ def take_in(scores, state, seen, start, plans, settings):
     wide()
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
-    room = (
-        np.empty(((K + LANES - 1) // LANES, LANES), np.float32),
-        np.empty((some, 16), np.float32),
-    )
+    room = np.empty((K + LANES - 1) // LANES * LANES, np.float32)
     columns = np.empty(some, np.float32)
     for begin in range(0, R, some):
         S = scores[begin : min(begin + some, R)]

@@ -134,13 +134,12 @@ def attend(block: Block, tiles: list[slice]) -> State:
     q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
     heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
     O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
-    state = np.zeros((5, heads * rows), np.float32)
-    state[0] = HIDDEN
+    state = np.empty((5, heads * rows), np.float32)
     together = max(1, HELD // (rows * keys))
     for at in range(0, heads, together):
         group = slice(at, min(at + together, heads))
         part = _Heads(block, group, q[group], k[group], v[group])
-        _walk(part, tiles, O[group], state[:, at * rows : (at + together) * rows])
+        state[:, at * rows : group.stop * rows] = _walk(part, tiles, O[group])
     shape = block.q.shape[:-1]
     m, l, rescales, rescaled_by = (  # noqa: E741
         torch.as_tensor(state[i]).view(*shape, 1) for i in (0, 1, 3, 4)
@@ -170,10 +169,12 @@ class _Heads:
 _EVERYWHERE = np.zeros((2, 0), np.int64)
 
 
-def _walk(part: _Heads, tiles: list[slice], O: Tensor, state: NDArray[np.float32]) -> None:  # noqa: E741
-    """One group of heads: `O` and `state` become those after the last tile."""
+def _walk(part: _Heads, tiles: list[slice], O: Tensor) -> NDArray[np.float32]:  # noqa: E741
+    """One group of heads: the state after the last tile; `O` becomes what it is by then."""
     loops, block = _loops(), part.block
     heads, rows, _ = part.q.shape
+    state = np.zeros((5, heads * rows), np.float32)
+    state[0] = HIDDEN
     room = O.new_empty(heads * rows * max(t.stop - t.start for t in tiles))
     product = torch.empty_like(O)
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
@@ -191,6 +192,7 @@ def _walk(part: _Heads, tiles: list[slice], O: Tensor, state: NDArray[np.float32
             loops.add_up(o, added, state, number == 1, False, plans)
         torch.bmm(s, part.v[:, keys], out=product)
     loops.add_up(o, added, state, len(tiles) == 1, True, plans)
+    return state
 
 
 def _seen(block: Block, heads: int) -> NDArray[np.int64]:
