@@ -38,6 +38,7 @@ FP32 = FORMATS["fp32"]
 _KNOWN = {f.name for f in fields(Recipe)} & {
     "name", "doc", "source", "known", "operands", "prescale", "qk", "scores", "logits",
     "exponential", "maximum", "probabilities", "row_sum", "pv", "normalise", "tile", "output",
+    "backward",
 }  # fmt: skip
 _PLAIN = Recipe(name="", doc="")
 
