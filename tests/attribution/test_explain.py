@@ -87,7 +87,8 @@ def test_torch_cpu_flash():
         "approximation": "fexp_u20", "maximum": "always", "scores": "fp32",
     }  # fmt: skip
     assert {n: found.sites[n].choice for n in expected} == expected
-    assert {found.sites[n].confidence for n in expected} == {"certain"}
+    # This polynomial's first step is x log2(e): only the exact exp of row tails has a base.
+    assert {found.sites[n].confidence for n in expected if n != "exp_base"} == {"certain"}
 
 
 def test_torch_math():

@@ -23,9 +23,13 @@ __all__ = ["Explanation", "SiteFinding", "explain", "explain_kernel"]
 
 Confidence = Literal["certain", "likely", "undecidable"]
 FORMATS_TRIED = "bf16", "fp16", "fp32"
-STARTS = 3
+STARTS = 2
 ALL_BITS = 0.9998
 """The mean share of bits that ends the search."""
+HOPELESS = 0.8
+"""A kernel of whose bits no more is found from a plain start is not in the space."""
+FIRST = "exponent", "weights"
+"""The groups whose probes rank the starts."""
 ENOUGH = 8
 """Elements that must speak for an answer before it is certain."""
 CLEAR = 0.9
@@ -209,12 +213,13 @@ def _best(search: Search, operator: Operator, witness: Witness) -> Any:
     """The best end of a climb: from the recipes of the catalogue that start best, and from a
     plain one; the first that gives all bits ends it."""
     known = [operator.settled(r, witness.problem) for r in operator.recipes.values()]
-    first, *others = sorted(known, key=search.score, reverse=True)[:STARTS]
+    first, *others = sorted(known, key=lambda r: search.score(r, FIRST), reverse=True)[:STARTS]
     plain = operator.settled(type(first)(name="plain", doc=""), witness.problem)
     found: list[Any] = []
     for start in (first, plain, *others):
         found.append(search.climb(start))
-        if search.score(found[-1]) > ALL_BITS * len(search.witnesses):
+        share = search.score(found[-1]) / len(search.witnesses)
+        if share > ALL_BITS or (start is plain and share < HOPELESS):
             break
     return max(found, key=search.score)
 

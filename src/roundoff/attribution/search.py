@@ -17,6 +17,8 @@ from roundoff.sites import rewritten
 __all__ = ["Search", "Standing"]
 
 ROUNDS = 5
+BUDGET = 6_000
+"""Runs of a recipe on a probe in one climb; more says that the kernel is not in the space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,17 @@ class Search:
         easily is settled before rarer answers are tried on its account.
         """
         groups = self.groups()
+        most = len(self._scores) + BUDGET
         for count in range(1, len(groups) + 1):
-            recipe = self._rest(recipe, groups[:count])
+            recipe = self._rest(recipe, groups[:count], most)
         return recipe
 
-    def _rest(self, recipe: Any, groups: Sequence[str]) -> Any:
+    def _rest(self, recipe: Any, groups: Sequence[str], most: int) -> Any:
         for _ in range(ROUNDS):
             before = recipe
             for group in groups:
+                if len(self._scores) > most:
+                    return recipe
                 recipe = max(
                     (recipe, *self.variants(recipe, group)), key=lambda r: self.score(r, [group])
                 )
