@@ -2,21 +2,37 @@
 
     .venv/bin/python benchmarks/record.py flash-attention quick
     .venv/bin/python benchmarks/record.py recipes full
+    .venv/bin/python benchmarks/record.py evidence [RECIPE ...]
 
 Runs the study (or completes it), stores the verdicts with the environment and the command, and
 puts the table between the README's and docs' markers of that name. A test holds the two equal.
+`evidence` runs attention's recipes beside those kernels that run here, and writes the package's
+evidence.toml and its table.
 """
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from roundoff.bench.sweep import identified, run_cells
+from roundoff.kernels import KERNELS
+from roundoff.operators.attention.catalogue import RECIPES
+from roundoff.operators.attention.evidence import EVIDENCE, cut, percent
 from roundoff.store import Run
+from roundoff.studies.recipes import evidence as recipe_evidence
+from roundoff.studies.recipes import evidence_plan
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -77,5 +93,85 @@ def put(page: Path, name: str, table: str) -> None:
         page.write_text(head + begin + table + end + rest.partition(end)[2], encoding="utf-8")
 
 
+def evidence(*names: str) -> None:
+    """Hold recipes to the kernels of their names; those not named keep what they have."""
+    path = ROOT / "src/roundoff/operators/attention" / EVIDENCE
+    entries = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    here = [n for n in RECIPES if n in KERNELS and KERNELS[n].missing() is None]
+    for name in names or here:
+        found = held(name)
+        entries[name] = where(name) | {
+            output: entries.get(name, {}).get(output) for output in ("dq", "dk", "dv")
+        } | {"out": found}  # fmt: skip
+        print(name, found)
+        keep(path, entries)
+
+
+def keep(path: Path, entries: dict[str, Any]) -> None:
+    path.write_text(toml(entries), encoding="utf-8")
+    table = evidence_table(entries)
+    (RESULTS / "recipes-evidence.md").write_text(table, encoding="utf-8")
+    put(ROOT / "docs/recipes.md", "recipes-evidence", table)
+
+
+def held(name: str) -> dict[str, dict[str, float]]:
+    """What `recipes.evidence` says of one recipe, by format."""
+    with tempfile.TemporaryDirectory() as place:
+        run = Run.create_or_open(Path(place) / "run", manifest={})
+        cells = identified(evidence_plan(name).cells())
+        with ThreadPoolExecutor(1) as executor:
+            run_cells(run, cells, executor, in_flight=1)
+        rows = run.frame()
+    lines = recipe_evidence(rows, name).to_dict("records")
+    renamed = {"order floor": "floor"}
+    return {
+        line["format"]: {renamed.get(k, k): v for k, v in line.items()
+                         if k not in ("recipe", "format")}
+        for line in lines
+    }  # fmt: skip
+
+
+def where(name: str) -> dict[str, str]:
+    """Version of the library, instruction set, processor and day."""
+    capability = torch.backends.cpu.get_cpu_capability().replace("AVX5", "AVX-5")
+    library = name.partition("-")[0]
+    version = torch.__version__ if library == "torch" else importlib.metadata.version(library)
+    short = ".".join(version.split("+")[0].split(".")[:2])
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = info.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
+    return {
+        "version": f"{library} {short}", "instructions": capability, "processor": model,
+        "date": f"{datetime.date.today()}",
+    }  # fmt: skip
+
+
+def toml(entries: dict[str, Any]) -> str:
+    lines = ["# Written by `python benchmarks/record.py evidence`; reviewed like code."]
+    for name, entry in sorted(entries.items()):
+        lines += ["", f'["{name}"]']
+        lines += [f"{k} = {json.dumps(v)}" for k, v in entry.items() if isinstance(v, str)]
+        for output in ("out", "dq", "dk", "dv"):
+            for format, numbers in (entry.get(output) or {}).items():
+                lines += ["", f'["{name}".{output}.{format}]']
+                lines += [f"{k} = {v}" for k, v in numbers.items()]
+    return "\n".join(lines) + "\n"
+
+
+def evidence_table(entries: dict[str, Any]) -> str:
+    head = "recipe", "output", "match", "worst cell", "null", "lift", "order floor", "r²", "where"
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, entry in sorted(entries.items()):
+        for output in ("out", "dq", "dk", "dv"):
+            for format, n in (entry.get(output) or {}).items():
+                shares = [percent(n[k]) for k in ("match", "worst", "null", "lift", "floor")]
+                place = f"{entry['version']}, {entry['instructions']}"
+                cells = f"`{name}`", f"{output} {format}", *shares, cut(n["r2"]), place
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "evidence":
+        evidence(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

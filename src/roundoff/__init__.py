@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from roundoff.registry import lazily
 
 if TYPE_CHECKING:
+    from roundoff.attribution.ablate import ablate
+    from roundoff.attribution.ablation import Ablation
+    from roundoff.attribution.explain import Explanation, explain
     from roundoff.bench.compare import Comparison, compare
     from roundoff.errors import RoundoffError
     from roundoff.formats import Format, get_format
@@ -25,14 +28,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Ablation",
     "Attention",
     "Comparison",
+    "Explanation",
     "Format",
     "Recipe",
     "RoundoffError",
     "Run",
+    "ablate",
     "compare",
     "emulate",
+    "explain",
     "get_format",
     "golden",
     "kernel",
@@ -40,14 +47,18 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Ablation": "attribution.ablation",
     "Attention": "operators.attention.call",
     "Comparison": "bench.compare",
+    "Explanation": "attribution.explain",
     "Format": "formats",
     "Recipe": "operators.attention.recipe",
     "RoundoffError": "errors",
     "Run": "store",
+    "ablate": "attribution.ablate",
     "compare": "bench.compare",
     "emulate": "operators.attention.api",
+    "explain": "attribution.explain",
     "get_format": "formats",
     "golden": "operators.attention.api",
     "kernel": "kernels.user",

@@ -67,7 +67,9 @@ OPMATH = ByStorage(FP32, FP32, FP64)
 """The usual format of intermediate results: fp32, and fp64 for inputs beyond 32 bits."""
 
 Element = Format | Literal["input"] | ByStorage
-Order = Literal["library", "reversed", "fused", "native", "lanes", "vector", "softmax"]
+Order = Literal[
+    "library", "reversed", "fused", "native", "lanes", "vector", "softmax", "unordered"
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Accumulator:
     `rounds` says what is rounded when the running value is rescaled and added to: every
     `operation` (the rescaled value, what is added, and their sum), or the `update` once, as
     `acc = (acc * alpha + p @ v).to(bf16)` does.
+
+    `aligned` adds a product's chunks as tensor cores do: the terms and the running value are cut
+    off at the last bit that `format` has for the largest of them, and then added exactly.
+    `flushed` is the format of another running value, to which a matrix product's own (the sum
+    of one tile) is added at its end; `format` is then carried for a tile alone.
 
     `order` is the order of additions:
 
@@ -97,19 +104,26 @@ class Accumulator:
     - `vector`: rows only; the same, but the tail goes to the first lanes before these are
       added up, and a row with fewer terms than lanes is summed one by one;
     - `softmax`: attention's rows only; whatever `torch.softmax` does (`library` where another
-      choice has taken its exponential away).
+      choice has taken its exponential away);
+    - `unordered`: sums over tiles only; the tiles are added in an order drawn from `seed`, as
+      atomic additions do.
     """
 
     format: Element = OPMATH
     chunk: int | None = None
     order: Order | ByStorage = "library"
     rounding: Literal["nearest", "toward-zero"] = "nearest"
-    lanes: int = 16
+    lanes: int | ByStorage = 16
     rounds: Literal["operation", "update"] = "operation"
+    aligned: bool = False
+    flushed: Element | None = None
+    seed: int = 0
 
     @property
     def inner(self) -> Accumulator:
         """How the parts of an update are carried: unrounded if only the update rounds."""
+        if self.flushed is not None:
+            return Accumulator(self.flushed)
         return self if self.rounds == "operation" else dataclasses.replace(self, format=FP64)
 
 
@@ -117,17 +131,29 @@ class Accumulator:
 class Quantizer:
     """How a tensor is put into a narrow format.
 
-    `scale` says what is divided out first and multiplied back after the rounding: `none`;
-    `fixed`, the constant `factor` (values times `factor` are rounded); or one factor for the
-    whole `tensor`, or for each `block` of `block` neighbours along `axis` (of one head, where
-    there are heads), so that the largest magnitude becomes the format's maximum.
+    `scale` says what is divided out first and multiplied back after the rounding, so that the
+    largest magnitude becomes the format's maximum: `none`; one factor for the whole `tensor`;
+    one for each `block` of `block` neighbours along `axis` (of one head, where there are heads);
+    or one for every `line` along `axis` by itself, in pieces of `block` (None: the whole line).
+    `fixed` divides by nothing. Before all that, values are multiplied by `factor`.
+
+    `scales` is how a scale is stored: rounded to a format, or as a power of two (e8m0), either
+    `power`, 2^(floor(log2 largest) - emax) as OCP's microscaling formats have it, under which what
+    lies beyond the format's maximum saturates; or `power-up`, the least one under which nothing
+    does. `two_level` divides the scales of blocks by one fp32 scale of the tensor first, so that
+    the largest becomes the maximum of `scales` (NVFP4).
+
+    `flush` turns results below the element's normal numbers into zeros.
     """
 
     element: Element
-    scale: Literal["none", "fixed", "tensor", "block"] = "none"
+    scale: Literal["none", "fixed", "tensor", "block", "line"] = "none"
     factor: float = 1.0
     block: int | None = None
     axis: int = -2
+    scales: Element | Literal["power", "power-up"] = FP32
+    two_level: bool = False
+    flush: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +165,7 @@ class Exponential:
     `approximation` names a row of `operators.exponentials.EXPONENTIALS`; `scalar` names another
     for what a kernel computes value by value: the factor that rescales earlier tiles, and the
     last `row length mod tail` columns of a tile, which a vectorised loop leaves over.
+    `columns` (n, k): only the last k of every n columns of a tile take the approximation.
     """
 
     base: Literal["e", "2"] = "e"
@@ -148,6 +175,7 @@ class Exponential:
     tail: int | ByStorage | None = None
     argument: Element = OPMATH
     format: Element = OPMATH
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +213,14 @@ class Sited:
 
     def sites(self) -> tuple[Site, ...]:
         """The places at which this recipe rounds or may round, in the order of the data."""
-        return tuple(_site(self, name, place) for name, place in self.SITES.items())
+        places = ((name, place) for name, place in self.SITES.items() if _has(self, place))
+        return tuple(_site(self, name, place) for name, place in places)
 
     def choose(self, choices: Mapping[str, Choice]) -> Self:
         """The same recipe with other choices at the named sites."""
         for name in choices:
-            if name not in self.SITES:
-                raise UnknownNameError("site", name, self.SITES)
+            if name not in self.SITES or not _has(self, self.SITES[name]):
+                raise UnknownNameError("site", name, [site.name for site in self.sites()])
         return rewritten(self, {self.SITES[n].path: choice for n, choice in choices.items()})
 
     @property
@@ -202,6 +231,16 @@ class Sited:
 
 _R = TypeVar("_R", bound=Sited)
 _F = TypeVar("_F")
+
+
+def _has(recipe: Sited, place: Place) -> bool:
+    """Whether the part of the recipe that holds the place is there at all."""
+    part: Choice = recipe
+    for step in place.path.split(".")[:-1]:
+        part = getattr(part, step)
+        if part is None:
+            return False
+    return True
 
 
 def _site(recipe: Sited, name: str, place: Place) -> Site:
@@ -234,7 +273,8 @@ def rewritten(value: _F, changes: Mapping[str, Choice]) -> _F:
 def _alternatives(choice: Choice) -> tuple[Choice, ...]:
     if isinstance(choice, Accumulator):
         return tuple(
-            dataclasses.replace(choice, format=f, order="library") for f in FORMAT_ALTERNATIVES
+            dataclasses.replace(choice, format=f, order="library", aligned=False, flushed=None)
+            for f in FORMAT_ALTERNATIVES
         )
     return FORMAT_ALTERNATIVES
 

@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 
@@ -229,18 +230,32 @@ class TestGolden:
 
 
 class TestEvidence:
+    """fp32 values, so that golden rounded once is golden itself."""
+
+    FP32 = get_format("fp32")
+
     def test_lift(self):
         base = torch.arange(1000.0)
         null, x = base.clone(), base.clone()
         null[0] = -1
         x[:900] = -1
-        found = evidence(null, base, x)
+        found = evidence(null.double(), self.FP32, base, x)
         assert found["lift"] == pytest.approx(-899)
 
     def test_nothing_to_explain(self):
         base = torch.arange(10.0)
-        assert math.isnan(evidence(base, base, base + 1)["lift"])
+        found = evidence(base.double(), self.FP32, base, base + 1)
+        assert math.isnan(found["lift"])
+        assert math.isnan(found["r2"])
 
     def test_nothing_explained(self):
         base = torch.arange(1.0, 11.0)
-        assert evidence(-base, base, -base) == {"match": 0, "null": 0, "lift": 0}
+        found = evidence(-base.double(), self.FP32, base, -base)
+        assert (found["match"], found["null"], found["lift"]) == (0, 0, 0)
+
+    def test_squared_correlation_of_errors_is_numpys(self):
+        golden = torch.randn(200, dtype=torch.float64)
+        a = torch.randn(200)
+        b = 0.3 * a + 0.1 * torch.randn(200)
+        found = evidence(golden, self.FP32, golden + a, golden + b)["r2"]
+        assert found == pytest.approx(np.corrcoef(a, b)[0, 1] ** 2, rel=1e-5)

@@ -10,7 +10,8 @@ from roundoff.cli.deviations import deviations, doubtful
 
 def row(gain, gain_se, seed):
     outputs = {"out": {"rmse": 1e-3, "gain": gain, "gain_se": gain_se}}
-    cell = {"candidate": "recipe:fa2", "format": "bf16", "params": {"heads": 1}, "seed": seed}
+    cell = {"operator": "attention", "candidate": "recipe:fa2", "format": "bf16"}
+    cell |= {"params": {"heads": 1}, "seed": seed}
     return {"cell": cell, "outputs": outputs, "floor": {"out": {"rmse": 5e-4}}}
 
 
@@ -52,7 +53,12 @@ def test_over_the_floor():
 
 def test_operators_with_other_parameters_share_a_table():
     other = row(1e-4, 1e-5, 0)
-    other["cell"] = {"candidate": "recipe:online", "format": "bf16", "params": {"length": 64}}
+    other["cell"] = {
+        "operator": "softmax",
+        "candidate": "recipe:online",
+        "format": "bf16",
+        "params": {"length": 64},
+    }
     _, lines = deviations([row(1e-4, 1e-5, 0), other])
     assert [line[0] for line in lines] == [
         "heads 1",

@@ -74,7 +74,7 @@ class TestContract:
 
     def test_running_it_changes_nothing(self, name, here):
         kernel = here(name)
-        drawn = draw(kernel.operator)
+        drawn = next(d for f in ULPS if kernel.refuses(d := draw(kernel.operator, f)) is None)
         before = {n: x.clone() for n, x in drawn.inputs.items()}
         reduced = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
         call = kernel.bind(drawn)

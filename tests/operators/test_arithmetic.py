@@ -1,6 +1,7 @@
 """Rounding, quantising and summing as sites say it."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from roundoff.errors import UnsupportedError
 from roundoff.formats import FORMATS, Format, round_to
+from roundoff.operators import arithmetic
 from roundoff.operators.arithmetic import carrier, divide, matmul, put, row_sum, settled
 from roundoff.sites import INPUT, Accumulator, Quantizer
 
@@ -174,3 +176,154 @@ def test_a_sum_of_negative_zeros_is_one():
     for width in (1, 5, 64, 100):
         assert row_sum(torch.full((1, width), -0.0), Accumulator(FP32)).signbit().item()
     assert not row_sum(torch.zeros(1, 0), Accumulator(FP32)).signbit().item()
+
+
+MX = [
+    (Quantizer(element, "line", block=32, axis=-1, scales=scales), element, scales)
+    for element in (E4M3, FORMATS["e5m2"], FORMATS["e2m1"])
+    for scales in ("power", "power-up")
+]
+
+
+@pytest.mark.parametrize(("how", "element", "scales"), MX, ids=lambda x: str(x)[:12])
+def test_microscaled_blocks_are_those_of_ml_dtypes(how, element, scales):
+    """Scales in e8m0 and elements by ml_dtypes, blocks in plain loops."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    import numpy as np
+
+    names = {"e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2", "e2m1": "float4_e2m1fn"}
+    narrow = getattr(ml_dtypes, names[element.name])
+    x = torch.randn(6, 70, generator=torch.Generator().manual_seed(1)) * torch.logspace(-9, 9, 70)
+    x[0, :32] = 0.0
+    ours = put(x, how)
+    for row in range(6):
+        for start in (0, 32, 64):
+            block = x[row, start : start + 32].numpy()
+            largest = float(np.abs(block).max())
+            if largest == 0:
+                assert not ours[row, start : start + 32].any()
+                continue
+            if scales == "power":
+                scale = 2.0 ** (math.floor(math.log2(largest)) - element.emax)
+            else:
+                scale = 2.0 ** math.ceil(math.log2(largest / element.max))
+            assert float(np.float32(scale).astype(ml_dtypes.float8_e8m0fnu)) == scale
+            clipped = np.clip(block / np.float32(scale), -element.max, element.max)
+            theirs = clipped.astype(narrow).astype(np.float32) * np.float32(scale)
+            assert np.array_equal(ours[row, start : start + 32].numpy(), theirs)
+
+
+def test_microscaled_blocks_are_those_of_gfloat():
+    gfloat = pytest.importorskip("gfloat")
+    formats = pytest.importorskip("gfloat.formats")
+    x = torch.randn(40, 32, generator=torch.Generator().manual_seed(2)) * 3
+    how = Quantizer(FORMATS["e2m1"], "line", block=32, axis=-1, scales="power")
+    info = formats.format_info_ocp_e2m1
+    for row, ours in zip(x.double(), put(x.double(), how), strict=True):
+        largest = row.abs().max().item()
+        scale = 2.0 ** (math.floor(math.log2(largest)) - 2)
+        theirs = [scale * gfloat.round_float(info, v / scale, sat=True) for v in row.tolist()]
+        assert ours.tolist() == theirs
+
+
+def test_two_levels_of_scales_fill_the_format_of_the_scales():
+    """NVFP4 by ml_dtypes: e4m3 scales of 16 under one fp32 scale of the tensor."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    import numpy as np
+
+    x = torch.randn(5, 32, generator=torch.Generator().manual_seed(3)) * 1e-3
+    x[0, 0] = 7.0
+    how = Quantizer(FORMATS["e2m1"], "line", block=16, axis=-1, scales=E4M3, two_level=True)
+    level = np.float32(np.float32(7.0) / np.float32(6 * 448))
+    blocks = x.numpy().reshape(5, 2, 16)
+    wanted = np.abs(blocks).max(-1, keepdims=True) / np.float32(6) / level
+    scale = wanted.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * level
+    scale = np.where(scale > 0, scale, np.float32(1))
+    theirs = np.clip(blocks / scale, -6, 6).astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    assert np.array_equal(put(x, how).numpy(), (theirs * scale).reshape(5, 32))
+    with pytest.raises(UnsupportedError, match="second level"):
+        put(x, Quantizer(E4M3, "line", scales="power", two_level=True))
+
+
+def test_a_format_of_one_exponent_is_an_integer_grid():
+    from roundoff.operators.attention.catalogue.sage import INT8
+
+    assert sorted({abs(v) for v in INT8.values()}) == list(range(128))
+    x = torch.linspace(-127.49, 127.49, 3001)
+    assert torch.equal(put(x, INT8), x.round())
+    y = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(4))
+    scale = y.abs().max() / 127
+    assert torch.equal(put(y, Quantizer(INT8, "tensor")), (y / scale).round() * scale)
+
+
+def test_a_line_has_a_scale_of_its_own():
+    x = torch.randn(2, 3, 10, 4)
+    y = put(x, Quantizer(E4M3, "line"))
+    factor = x.abs().amax(-2, keepdim=True) / 448
+    assert torch.equal(y, put(x / factor, E4M3) * factor)
+
+
+def test_flush_turns_subnormals_into_zeros():
+    x = torch.tensor([2.0**-14, 2.0**-15, -(2.0**-15), 2.0**-24, 1.0, math.nan, math.inf])
+    y = put(x, Quantizer(FP16, flush=True))
+    assert y[:5].tolist() == [2.0**-14, 0.0, 0.0, 0.0, 1.0]
+    assert math.copysign(1, y[2].item()) == -1
+    assert y[5].isnan()
+    assert y[6] == math.inf
+
+
+def cut(value, unit):
+    """An exact number cut off at a multiple of a unit."""
+    return Fraction(int(value / unit)) * unit
+
+
+def by_fractions(a, b, bits, chunk):
+    """The aligned sum of one output in exact arithmetic."""
+    running = Fraction(0)
+    for start in range(0, len(a), chunk):
+        pairs = zip(a[start : start + chunk], b[start : start + chunk], strict=True)
+        terms = [Fraction(x) * Fraction(y) for x, y in pairs] + [running]
+        largest = max(abs(t) for t in terms)
+        if largest == 0:
+            continue
+        unit = Fraction(2) ** (math.frexp(float(largest))[1] - 1 - bits)
+        total = sum(cut(t, unit) for t in terms)
+        if total:
+            last = Fraction(2) ** (math.frexp(float(total))[1] - 1 - bits)
+            total = cut(total, last)
+        running = total
+    return float(running)
+
+
+@pytest.mark.parametrize("chunk", [4, 32])
+@pytest.mark.parametrize("bits", [3, 13])
+def test_aligned_sums_are_those_of_exact_arithmetic(bits, chunk):
+    generator = torch.Generator().manual_seed(5)
+    a = put(torch.randn(6, 70, generator=generator) * 4, E4M3)
+    b = put(torch.randn(70, 5, generator=generator) * 4, E4M3)
+    total = Accumulator(
+        Format(f"e8m{bits}", 8, bits, 127), chunk, rounding="toward-zero", aligned=True
+    )
+    ours = matmul(a, b, total)
+    exact = [[by_fractions(r, c, bits, chunk) for c in b.T.tolist()] for r in a.tolist()]
+    assert ours.tolist() == exact
+    assert not torch.equal(ours, a @ b)
+    whole = matmul(a, b, Accumulator(FP64, chunk, aligned=True, rounding="toward-zero"))
+    assert torch.allclose(whole, a @ b, atol=1e-5)
+
+
+def test_aligned_sums_are_the_same_in_pieces(monkeypatch):
+    a, b = torch.randn(2, 9, 40), torch.randn(2, 40, 3)
+    total = Accumulator(BF16, 16, rounding="toward-zero", aligned=True)
+    onto = torch.randn(2, 9, 3)
+    once = matmul(a, b, total, onto=onto)
+    monkeypatch.setattr(arithmetic, "ALIGNED", 250)
+    assert torch.equal(matmul(a, b, total, onto=onto), once)
+
+
+def test_a_flushed_accumulator_rounds_a_tile_and_then_its_sum():
+    a, b, onto = torch.rand(4, 40), torch.rand(40, 3), 100 * torch.rand(4, 3)
+    tile = matmul(a, b, Accumulator(BF16, 8))
+    flushed = matmul(a, b, Accumulator(BF16, 8, flushed=FP16), onto=onto)
+    assert torch.equal(flushed, round_to(onto + tile, FP16))
+    assert Accumulator(BF16, 8, flushed=FP16).inner == Accumulator(FP16)

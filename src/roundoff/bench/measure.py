@@ -120,7 +120,7 @@ class _Shared:
         if self._problem is None:
             cell = self.cell
             drawn = self.operator.draw(cell.parameters, get_format(cell.format), cell.seed)
-            self._problem = _moved(drawn, cell.device)
+            self._problem = drawn.to(cell.device)
         return self._problem
 
     @property
@@ -139,14 +139,6 @@ class _Shared:
         """The problem of the baseline, which keeps its own tile whatever the candidate's is."""
         own = {n: p.default for n, p in self.operator.parameters.items() if p.recipe_only}
         return self.truth.problem.with_parameters(**own)
-
-
-def _moved(problem: Problem, device: str) -> Problem:
-    if device == "cpu":
-        return problem
-    inputs = {name: x.to(device) for name, x in problem.inputs.items()}
-    rows = None if problem.rows is None else problem.rows.to(device)
-    return replace(problem, inputs=inputs, rows=rows)
 
 
 def truth(operator: Operator, problem: Problem) -> Truth:
@@ -182,8 +174,7 @@ def _compared(operator: Operator, truth: Truth, base: Result, result: Result) ->
     matches: dict[str, Any] = {}
     for name, x in result.outputs.items():
         golden = truth.golden[name]
-        # Only the first output is stored in the problem's format; others are fp32 statistics.
-        stored = format if name == operator.outputs[0] else _statistics(format)
+        stored = _statistics(format) if name in operator.statistics else format
         against = base.outputs.get(name)
         rest = None if truth.rest is None else truth.rest[name]
         outputs[name] = measure_deviation(
@@ -193,7 +184,7 @@ def _compared(operator: Operator, truth: Truth, base: Result, result: Result) ->
         lowest = floor(golden, stored, cluster_dims=min(dims, x.ndim), golden_rest=rest).to_record()
         floors[name] = {metric: lowest[metric] for metric in FLOOR_METRICS}
         if against is not None:
-            matches[name] = evidence(round_to(golden, stored), against, x)
+            matches[name] = evidence(golden, stored, against, x)
     return {"outputs": outputs, "floor": floors, "evidence": matches}
 
 
@@ -201,21 +192,35 @@ def _statistics(format: Format) -> Format:
     return format if format.mantissa_bits > 23 else get_format("fp32")
 
 
-def evidence(null: Tensor, baseline: Tensor, x: Tensor) -> dict[str, float]:
+def evidence(golden: Tensor, stored: Format, baseline: Tensor, x: Tensor) -> dict[str, float]:
     """The share of elements equal to the baseline's, for the candidate and for the null.
 
     The null is golden rounded once; lift = (match - null) / (1 - null) is the share of what the
     null leaves unexplained that the candidate explains: 1 for all of it, 0 for none, and
     far below 0 where the null explains nearly all and the candidate does not. It is NaN
-    where the null leaves nothing.
+    where the null leaves nothing. `r2` is the squared correlation of the two errors against
+    golden, element by element; NaN where one of them is the same everywhere.
 
     >>> import torch
+    >>> golden = torch.tensor([1.0, 2.0, 3.25, 4.25], dtype=torch.float64)
     >>> baseline = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    >>> evidence(torch.tensor([1.0, 2.0, 0.0, 0.0]), baseline, torch.tensor([1.0, 2.0, 3.0, 0.0]))
-    {'match': 0.75, 'null': 0.5, 'lift': 0.5}
+    >>> candidate = torch.tensor([1.0, 2.0, 3.0, 5.0])
+    >>> evidence(golden, get_format("fp32"), baseline, candidate)["lift"]
+    0.5
     """
-    against = baseline.double()
+    against, null = baseline.double(), round_to(golden, stored)
     match = 1.0 - mismatch_rate(against, x.double())
-    shared = 1.0 - mismatch_rate(against, null.double())
+    shared = 1.0 - mismatch_rate(against, null)
     lift = (match - shared) / (1.0 - shared) if shared < 1.0 else float("nan")
-    return {"match": match, "null": shared, "lift": lift}
+    r2 = _squared_correlation(x.double() - golden, against - golden)
+    return {"match": match, "null": shared, "lift": lift, "r2": r2}
+
+
+def _squared_correlation(a: Tensor, b: Tensor) -> float:
+    seen = a.isfinite() & b.isfinite()
+    a, b = a[seen], b[seen]
+    if not a.numel():
+        return float("nan")
+    a, b = a - a.mean(), b - b.mean()
+    sizes = (a * a).sum() * (b * b).sum()
+    return float((a * b).sum() ** 2 / sizes) if sizes > 0 else float("nan")

@@ -29,11 +29,13 @@ app = App(
 _HELP = {
     "study": "Measure the claims of a paper, with a verdict for each and a report.",
     "bench": "Sweep kernels and recipes over formats, lengths, tiles and inputs.",
+    "explain": "Find which recipe a kernel follows, and what is left unexplained.",
+    "ablate": "Restore each rounding site to exact: which causes which share of the deviation.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
 _EXAMPLES = {
-    "study": """Studies: `flash-attention`, `recipes`.
+    "study": """Studies: `flash-attention`, `low-precision-failure`, `recipes`.
 
     roundoff study flash-attention
 """,
@@ -49,6 +51,20 @@ attention: `--batch --heads --kv-heads --seq-len --kv-len --head-dim --v-dim --m
 How many bits of your kernel a recipe explains:
 
     roundoff bench --baseline recipe:fa2 --kernel mine.py:attention
+""",
+    "explain": """    roundoff explain torch-cpu-flash
+
+    roundoff explain mine.py:attention --emit repro
+""",
+    "ablate": """Parameters of the operator are options too, as in `bench`, with one value each.
+
+    roundoff ablate paper-bf16 --seq-len 2048
+
+    roundoff ablate torch-cpu-flash --inputs outliers -o ablated
+
+A kernel of your own, through the recipe that it follows:
+
+    roundoff ablate mine.py:attention --recipe fa2
 """,
 }
 for _name, _help in _HELP.items():

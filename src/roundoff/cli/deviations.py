@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from roundoff.operators import OPERATORS
+
 __all__ = ["Row", "deviations", "point", "varied"]
 
 COLUMNS = ["rmse>", "x base>", "x floor>", "gain ± se>", "ulp p99>", "match>"]
@@ -22,7 +24,9 @@ Row = Mapping[str, Any]
 
 
 def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
-    """Columns and lines: medians over seeds, of the operator's first output.
+    """Columns and lines: medians over seeds, of the operator's first output, or of several.
+
+    Gradients are outputs of their own, a line each under their candidate.
 
     `x base` is rmse over the baseline's, `x floor` over that of golden rounded once; `gain` is
     the mean over seeds, its error from their spread (of one seed: from its heads); `match` is
@@ -36,7 +40,8 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     lines: list[tuple[str, ...]] = []
     for at, by_candidate in groups.items():
         lines += [(at, *[""] * len(COLUMNS))] if names else []
-        lines += [_line(candidate, members) for candidate, members in by_candidate.items()]
+        for candidate, members in by_candidate.items():
+            lines += _lines(candidate, members)
     return ["candidate", *COLUMNS], lines
 
 
@@ -44,11 +49,11 @@ def doubtful(rows: Sequence[Row]) -> list[str]:
     """A line for each candidate whose output is another result than golden, not a rounded one."""
     found: dict[str, float] = {}
     for row in rows:
-        first = next(iter(row["outputs"]))
-        error = row["outputs"][first].get("rel_l2", 0.0)
-        if error > OTHER_RESULT:
-            name = row["cell"]["candidate"]
-            found[name] = max(error, found.get(name, 0.0))
+        for output in _shown(row):
+            error = row["outputs"][output].get("rel_l2", 0.0)
+            if error > OTHER_RESULT:
+                name = row["cell"]["candidate"]
+                found[name] = max(error, found.get(name, 0.0))
     return [
         f"{name}: relative error {error:.2g}: another result, not rounding; "
         "are --layout, the scale and the mask right?"
@@ -56,16 +61,30 @@ def doubtful(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _line(candidate: str, members: Sequence[Row]) -> tuple[str, ...]:
-    first = next(iter(members[0]["outputs"]))
+def _shown(row: Row) -> list[str]:
+    """The outputs that a table shows apart: all but fp32 statistics, which have no ulps here."""
+    statistics = OPERATORS[row["cell"]["operator"]].statistics
+    return [name for name in row["outputs"] if name not in statistics]
 
+
+def _lines(candidate: str, members: Sequence[Row]) -> list[tuple[str, ...]]:
+    shown = _shown(members[0])
+    if len(shown) == 1:
+        return [_line(f"  {candidate}", shown[0], members)]
+    return [
+        _line(f"  {candidate if n == 0 else ' ' * len(candidate)} {output}", output, members)
+        for n, output in enumerate(shown)
+    ]
+
+
+def _line(label: str, output: str, members: Sequence[Row]) -> tuple[str, ...]:
     def values(part: str, metric: str) -> list[float | None]:
-        return [m.get(part, {}).get(first, {}).get(metric) for m in members]
+        return [m.get(part, {}).get(output, {}).get(metric) for m in members]
 
     rmse, floor = _middle(values("outputs", "rmse")), _middle(values("floor", "rmse"))
     gain = _pooled(values("outputs", "gain"), values("outputs", "gain_se"))
     return (
-        f"  {candidate}", f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
+        label, f"{rmse:.2e}", f"{_middle(values('outputs', 'err_ratio')):.3g}",
         f"{rmse / floor if floor else math.nan:.3g}", gain,
         f"{_middle(values('outputs', 'ulp_p99')):.3g}",
         f"{100 * _middle(values('evidence', 'match')):.2f} %",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -39,7 +40,7 @@ def list_command(
         print_json("list", found)
         return
     for name, rows in found.items():
-        columns = list(rows[0]) if rows else ["nothing"]
+        columns = [c for c in rows[0] if c != "evidence"] if rows else ["nothing"]
         print_table(name, columns, [[row[c] for c in columns] for row in rows])
 
 
@@ -63,10 +64,22 @@ def _formats(operator: str | None) -> list[Row]:
 
 def _recipes(operator: str | None) -> list[Row]:
     return [
-        {"name": name, "operator": o.name, "known": recipe.known, "what it is": recipe.doc}
+        {"name": name, "operator": o.name, "what it is": recipe.doc} | _known(o.name, recipe)
         for o in _operators(operator)
         for name, recipe in o.recipes.items()
     ]
+
+
+def _known(operator: str, recipe: Any) -> Row:
+    """In words what is known of a recipe, and the evidence, which only `--json` spells out."""
+    from roundoff.operators.attention.evidence import evidence_of  # noqa: PLC0415
+
+    found = evidence_of(recipe.name) if operator == "attention" else None
+    words = {"run": "run", "read": "read, not run", "defined": "defined"}[recipe.known]
+    return {
+        "known": words if found is None else found.line(),
+        "evidence": None if found is None else asdict(found),
+    }
 
 
 def _kernels(operator: str | None) -> list[Row]:

@@ -40,7 +40,8 @@ def study_command(
     Parameters
     ----------
     name:
-        flash-attention (the claims of the paper) or recipes (do recipes follow their kernels).
+        flash-attention (the claims of the paper), low-precision-failure (why bf16 training fails)
+        or recipes (do recipes follow their kernels).
     preset:
         quick (minutes on two cores), full (hours for flash-attention, about 15 minutes for
         recipes), or gpu (flash-attention with CUDA's kernels).

@@ -15,13 +15,29 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from roundoff.records import SCHEMA
 from roundoff.store.json import dumps
 
-__all__ = ["command_line", "messages", "print_json", "print_table", "progress_bar", "say_again"]
+__all__ = [
+    "command_line",
+    "counting",
+    "messages",
+    "print_json",
+    "print_table",
+    "progress_bar",
+    "say_again",
+]
 
 WIDTH = 100
 
@@ -64,11 +80,27 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 @contextlib.contextmanager
-def progress_bar(text: str, total: int) -> Generator[Callable[[int], None]]:
-    """A bar on standard error; call what it yields with the number of things done so far."""
+def progress_bar(text: str, total: int) -> Generator[Callable[..., None]]:
+    """A bar on standard error; call what it yields with the number of things done so far.
+
+    A second number, where it is given, is a new total.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=messages()) as bar:
         task = bar.add_task(text, total=total)
+
+        def advance(done: int, of: int | None = None) -> None:
+            bar.update(task, completed=done, total=of)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def counting(text: str) -> Generator[Callable[[int], None]]:
+    """A count on standard error, for work whose end is not known; call what it yields with it."""
+    columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=messages(), transient=True) as bar:
+        task = bar.add_task(text, total=None)
         yield lambda done: bar.update(task, completed=done)
 
 

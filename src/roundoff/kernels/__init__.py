@@ -4,6 +4,11 @@
     torch_sdpa.py     torch's scaled_dot_product_attention, one row a back-end
     torch_flex.py     compiled FlexAttention
     torch_softmax.py  torch.softmax
+    jax_attention.py  JAX on XLA
+    onnx_attention.py ONNX Runtime
+    triton_attention.py  our kernel in `triton_flash`, compiled or interpreted
+    flash_attn.py     the flash-attn package
+    announced.py      the proof of what ran, for libraries that torch's profiler does not see
     user.py           any `module:function`: `loading` imports it, `source` says what it is made
                       of, `declared` what its author says, `user_attention` how attention is called
     settings.py       torch's global settings
@@ -35,6 +40,10 @@ _PLACES = {
     },
     "torch_flex": {"torch-flex": "FLEX"},
     "torch_softmax": {"torch-softmax": "SOFTMAX"},
+    "jax_attention": {"jax-xla": "XLA"},
+    "onnx_attention": {"onnx-cpu": "CPU"},
+    "triton_attention": {"triton-tutorial": "TUTORIAL"},
+    "flash_attn": {"flash-attn": "FLASH_ATTN"},
 }
 for _file, _rows in _PLACES.items():
     for _name, _attribute in _rows.items():

@@ -37,11 +37,13 @@ def kernel(
     head_dims: tuple[int, ...] | None = None,
     masks: tuple[str, ...] = ALL_MASKS,
     seq_multiple: int = 1,
+    gradients: bool = True,
 ) -> Callable[[F], F]:
     """Declare what an attention kernel takes, where its signature cannot say it.
 
     `layout` is the order of the axes, bhsd [batch, heads, length, head_dim] or bshd; problems
-    outside `formats`, `head_dims`, `masks` or multiples of `seq_multiple` are skipped and named.
+    outside `formats`, `head_dims`, `masks` or multiples of `seq_multiple` are skipped and named,
+    and those that ask for `gradients` where there are none.
     The function itself is not changed. A word that is none of these is a `UsageError`.
 
     >>> @kernel(layout="bshd", formats=("bf16",), head_dims=(64, 128))
@@ -53,7 +55,8 @@ def kernel(
         raise UsageError(f"masks {sorted(unknown)}: expected some of {', '.join(ALL_MASKS)}")
     if seq_multiple < 1:
         raise UsageError(f"seq_multiple {seq_multiple}: expected at least 1")
-    limits = Limits(formats, head_dims, masks, seq_multiple)
+    on = ("cpu", "cuda") if gradients else ()
+    limits = Limits(formats, head_dims, masks, seq_multiple, gradients=on)
 
     def declare(function: F) -> F:
         function.__dict__["__roundoff__"] = Declared(layout, limits)

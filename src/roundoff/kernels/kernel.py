@@ -11,7 +11,8 @@ from torch import Tensor
 
 from roundoff.errors import KernelError
 from roundoff.formats import to_dtype
-from roundoff.operators.protocol import Outputs, Problem
+from roundoff.operators import OPERATORS
+from roundoff.operators.protocol import Operator, Outputs, Problem
 
 __all__ = ["Call", "Kernel", "check_outputs", "runs_anywhere", "stored_inputs", "takes"]
 
@@ -85,11 +86,11 @@ def check_outputs(kernel: Kernel, outputs: Outputs, golden: Outputs, problem: Pr
             raise KernelError(
                 f"kernel {kernel.name!r} returned {name!r}; expected {', '.join(golden)}"
             )
-        shapes = _whole_shapes(golden[name], problem)
-        if tuple(x.shape) not in shapes:
+        shape = _whole_shape(name, golden[name], problem, OPERATORS[kernel.operator])
+        if tuple(x.shape) != shape:
             raise KernelError(
                 f"kernel {kernel.name!r} returned {name} of shape {tuple(x.shape)}; "
-                f"expected {shapes[0]} (is --layout right?)"
+                f"expected {shape} (is --layout right?)"
             )
     if outputs[first].dtype != problem.format.dtype:
         raise KernelError(
@@ -98,18 +99,15 @@ def check_outputs(kernel: Kernel, outputs: Outputs, golden: Outputs, problem: Pr
         )
 
 
-def _whole_shapes(golden: Tensor, problem: Problem) -> list[tuple[int, ...]]:
-    """The shapes that an output with all rows may have, of which golden has the sampled ones.
+def _whole_shape(
+    name: str, golden: Tensor, problem: Problem, operator: Operator
+) -> tuple[int, ...]:
+    """The shape of an output with all rows, of which golden has the sampled ones.
 
-    An output's rows are numbered by the axis that numbers those of the first input. More than
-    one axis can be it only where it is as long as the sample by chance.
+    The rows of the first input are numbered by the axis that numbers those of the first output.
     """
-    shape = tuple(golden.shape)
-    if problem.rows is None:
-        return [shape]
-    of = next(iter(problem.inputs.values())).shape
-    return [
-        (*shape[:axis], of[axis], *shape[axis + 1 :])
-        for axis, length in enumerate(shape)
-        if length == len(problem.rows)
-    ]
+    shape = list(golden.shape)
+    if problem.rows is not None and name in operator.row_axes:
+        first = next(iter(problem.inputs.values()))
+        shape[operator.row_axes[name]] = first.shape[operator.row_axes[operator.outputs[0]]]
+    return tuple(shape)

@@ -16,7 +16,8 @@ ALL_MASKS = ("none", "causal", "causal-lower-right", "window", "boolean", "addit
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Formats, head dims (None: any), kinds of mask, multiples of the length, and what else
-    a kernel may demand: equal numbers of heads, equal head dims, a kind of device (None: any).
+    a kernel may demand: equal numbers of heads, equal head dims, a kind of device (None: any);
+    and the kinds of device on which it has gradients.
     """
 
     formats: tuple[str, ...] = ("bf16", "fp16", "fp32")
@@ -26,6 +27,7 @@ class Limits:
     grouped_heads: bool = True
     other_v_dim: bool = True
     device: Literal["cpu", "cuda"] | None = None
+    gradients: tuple[str, ...] = ("cpu", "cuda")
 
     def refuse(self, problem: Problem) -> str | None:  # noqa: PLR0911 - one line a limit
         """Why a kernel with these limits cannot take `problem`, in a few words."""
@@ -45,4 +47,7 @@ class Limits:
             return f"{k.shape[1]} key heads for {q.shape[1]} query heads (takes equal numbers)"
         if not self.other_v_dim and v.shape[-1] != q.shape[-1]:
             return f"v_dim {v.shape[-1]} beside head_dim {q.shape[-1]} (takes equal ones)"
+        if "dout" in problem.inputs and q.device.type not in self.gradients:
+            on = " or ".join(self.gradients)
+            return f"gradients on {q.device.type} (has them {f'on {on}' if on else 'nowhere'})"
         return None

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from roundoff.kernels.gradients import leaves_of, with_gradients
 from roundoff.kernels.kernel import Call, Kernel, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.call import Call as Attention
@@ -33,7 +34,7 @@ def _compiled() -> Callable[..., Tensor]:
 
 def _bind(problem: Problem) -> Call:
     attention, stored = call_of(problem), stored_inputs(problem)
-    q, k, v = (stored[name] for name in "qkv")
+    q, k, v = leaves = leaves_of(stored)
     grouped = q.shape[1] != k.shape[1]
     mask = _block_mask(attention, q.device)
 
@@ -46,7 +47,7 @@ def _bind(problem: Problem) -> Call:
             )  # fmt: skip
         return {"out": out}
 
-    return call
+    return with_gradients("torch-flex", call, leaves, stored.get("dout"))
 
 
 def _block_mask(call: Attention, device: torch.device) -> Any:
@@ -75,6 +76,8 @@ FLEX = Kernel(
     doc="FlexAttention, compiled (a new shape compiles for some seconds)",
     bind=_bind,
     missing=_missing,
-    refuses=Limits(masks=("none", "causal", "causal-lower-right", "window")).refuse,
+    refuses=Limits(
+        masks=("none", "causal", "causal-lower-right", "window"), gradients=("cuda",)
+    ).refuse,
     expects=(_COMPILED,),
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from roundoff.kernels.gradients import leaves_of, with_gradients
 from roundoff.kernels.kernel import Call, Kernel, runs_anywhere, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.masks import Mask
@@ -25,10 +26,10 @@ _PROOF = "aten::_scaled_dot_product_"
 Bind = Callable[[Problem], Call]
 
 
-def _sdpa(backend: SDPBackend, *, reduced: bool = False) -> Bind:
+def _sdpa(name: str, backend: SDPBackend, *, reduced: bool = False) -> Bind:
     def bind(problem: Problem) -> Call:
         attention, stored = call_of(problem), stored_inputs(problem)
-        q, k, v = (stored[name] for name in "qkv")
+        q, k, v = leaves = leaves_of(stored)
         is_causal, mask = _mask_arguments(attention.mask, attention.lengths, q)
 
         def call() -> Outputs:
@@ -39,7 +40,7 @@ def _sdpa(backend: SDPBackend, *, reduced: bool = False) -> Bind:
                 )  # fmt: skip
             return {"out": out}
 
-        return call
+        return with_gradients(name, call, leaves, stored.get("dout"))
 
     return bind
 
@@ -65,7 +66,12 @@ def _mask_arguments(mask: Mask, lengths: tuple[int, int], q: Tensor) -> tuple[bo
 
 
 def _cpu_flash(problem: Problem) -> Call:
-    """The operator that SDPA dispatches to on a CPU, called directly since it returns LSE too."""
+    """The operator that SDPA dispatches to on a CPU, called directly since it returns LSE too.
+
+    For gradients SDPA itself is called: how it adds up those of shared heads is its own affair.
+    """
+    if "dout" in problem.inputs:
+        return _sdpa("torch-cpu-flash", SDPBackend.FLASH_ATTENTION)(problem)
     attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name] for name in "qkv")
     k, v = shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
@@ -99,11 +105,13 @@ def _row(
 
 MATH = _row(
     "torch-math", "torch's math back-end: fp32 inside, one cast at the end",
-    _sdpa(SDPBackend.MATH), "attention_math", Limits(("bf16", "fp16", "fp32", "fp64")),
+    _sdpa("torch-math", SDPBackend.MATH), "attention_math",
+    Limits(("bf16", "fp16", "fp32", "fp64")),
 )  # fmt: skip
 MATH_REDUCED = _row(
     "torch-math-reduced", "torch's math back-end with 16-bit intermediate tensors",
-    _sdpa(SDPBackend.MATH, reduced=True), "attention_math", Limits(("bf16", "fp16")),
+    _sdpa("torch-math-reduced", SDPBackend.MATH, reduced=True), "attention_math",
+    Limits(("bf16", "fp16")),
 )  # fmt: skip
 CPU_FLASH = _row(
     "torch-cpu-flash", "torch's flash attention for CPUs",
@@ -112,18 +120,18 @@ CPU_FLASH = _row(
 )  # fmt: skip
 _STRUCTURED = ("none", "causal", "boolean", "additive")
 CUDA_FLASH = _row(
-    "torch-cuda-flash", "torch's FlashAttention-2 for CUDA", _sdpa(SDPBackend.FLASH_ATTENTION),
-    "flash_attention",
+    "torch-cuda-flash", "torch's FlashAttention-2 for CUDA",
+    _sdpa("torch-cuda-flash", SDPBackend.FLASH_ATTENTION), "flash_attention",
     Limits(("bf16", "fp16"), masks=("none", "causal"), other_v_dim=False, device="cuda"),
     missing=_needs_cuda,
 )  # fmt: skip
 CUDA_EFFICIENT = _row(
     "torch-cuda-efficient", "torch's memory-efficient attention (cutlass) for CUDA",
-    _sdpa(SDPBackend.EFFICIENT_ATTENTION), "efficient_attention",
+    _sdpa("torch-cuda-efficient", SDPBackend.EFFICIENT_ATTENTION), "efficient_attention",
     Limits(masks=_STRUCTURED, grouped_heads=False, device="cuda"), missing=_needs_cuda,
 )  # fmt: skip
 CUDA_CUDNN = _row(
     "torch-cuda-cudnn", "cuDNN's attention as torch calls it",
-    _sdpa(SDPBackend.CUDNN_ATTENTION), "cudnn_attention",
+    _sdpa("torch-cuda-cudnn", SDPBackend.CUDNN_ATTENTION), "cudnn_attention",
     Limits(("bf16", "fp16"), masks=_STRUCTURED, device="cuda"), missing=_needs_cuda,
 )  # fmt: skip

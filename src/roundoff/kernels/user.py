@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from roundoff.errors import KernelError
-from roundoff.kernels.declared import Layout, declared_by, kernel
+from roundoff.kernels.declared import Declared, Layout, declared_by, kernel
+from roundoff.kernels.gradients import with_gradients
 from roundoff.kernels.kernel import Call, Kernel, stored_inputs, takes
 from roundoff.kernels.loading import load
 from roundoff.kernels.user_attention import bind_attention, refuse_attention
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Problem
 
-__all__ = ["kernel", "user_kernel"]
+__all__ = ["function_kernel", "kernel", "user_kernel"]
 
-Bind = Callable[[Problem, dict[str, Tensor]], Callable[[], Any]]
+Bind = Callable[[Problem, dict[str, Tensor]], tuple[Callable[[], Any], list[Tensor]]]
 
 
 @cache
@@ -36,14 +39,26 @@ def user_kernel(
     Raises `UsageError` if it cannot be imported, `UnknownNameError` if it is not there.
     """
     loaded = load(place)
-    function = loaded.function
-    declared = declared_by(function).given(layout, seq_multiple)
+    declared = declared_by(loaded.function).given(layout, seq_multiple)
+    made = function_kernel(loaded.function, operator, name=place, declared=declared)
+    source = f"{loaded.name} {declared.layout} {loaded.source}"
+    return replace(made, source=source, settings=loaded.settings)
+
+
+def function_kernel(
+    function: Callable[..., Any], operator: str, *, name: str = "", declared: Declared | None = None
+) -> Kernel:
+    """`function` as a kernel of `operator`, as it is declared; its source is not looked at."""
+    name = name or getattr(function, "__name__", "kernel")
+    declared = declared or declared_by(function)
     output = OPERATORS[operator].outputs[0]
 
-    def begin(problem: Problem, stored: dict[str, Tensor]) -> Callable[[], Any]:
+    def begin(
+        problem: Problem, stored: dict[str, Tensor]
+    ) -> tuple[Callable[[], Any], list[Tensor]]:
         if operator == "attention":
             return bind_attention(function, declared, problem, stored)
-        return lambda: function(*stored.values())
+        return lambda: function(*stored.values()), []
 
     def refuses(problem: Problem) -> str | None:
         if operator == "attention":
@@ -51,15 +66,16 @@ def user_kernel(
         return takes(*declared.limits.formats)(problem)
 
     return Kernel(
-        name=place, operator=operator, doc=inspect.getdoc(function) or "a kernel of yours",
-        bind=lambda problem: _bound(place, output, begin, problem), refuses=refuses,
-        source=f"{loaded.name} {declared.layout} {loaded.source}", settings=loaded.settings,
+        name=name, operator=operator, doc=inspect.getdoc(function) or "a kernel of yours",
+        bind=lambda problem: _bound(name, output, begin, problem), refuses=refuses,
     )  # fmt: skip
 
 
 def _bound(place: str, output: str, begin: Bind, problem: Problem) -> Call:
-    call = begin(problem, _own_inputs(problem))
-    return lambda: {output: _tensor(place, call())}
+    stored = _own_inputs(problem)
+    call, leaves = begin(problem, stored)
+    forward: Call = lambda: {output: _tensor(place, call())}  # noqa: E731
+    return with_gradients(place, forward, leaves, stored.get("dout"))
 
 
 def _own_inputs(problem: Problem) -> dict[str, Tensor]:
@@ -78,4 +94,4 @@ def _tensor(place: str, result: object) -> Tensor:
             f"kernel {place!r} returned a {type(first).__name__}; "
             "expected a tensor, or a tuple that begins with one"
         )
-    return first.detach()
+    return first if first.requires_grad and torch.is_grad_enabled() else first.detach()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from roundoff.kernels.declared import Declared
+from roundoff.kernels.gradients import leaves_of
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Problem
 
@@ -40,21 +41,25 @@ def refuse_attention(
 
 def bind_attention(
     function: Callable[..., Any], declared: Declared, problem: Problem, stored: dict[str, Tensor]
-) -> Callable[[], object]:
-    """The call of `function` with its arguments made; the result is laid out as ours."""
+) -> tuple[Callable[[], object], list[Tensor]]:
+    """The call of `function` with its arguments made, and q, k, v, that gradients are taken by.
+
+    The result of the call is laid out as ours.
+    """
     turned = declared.layout == "bshd"
-    arguments = [_turned(stored[name]).contiguous() if turned else stored[name] for name in "qkv"]
+    arguments = leaves_of(stored)
+    given = [_turned(x).contiguous() for x in arguments] if turned else arguments
     extras = _extras(_parameters(function), problem, stored)
 
     def call() -> object:
-        first: Any = function(*arguments, **extras)
+        first: Any = function(*given, **extras)
         if isinstance(first, tuple | list) and first:
             first = cast("list[Any]", first)[0]
         if turned and isinstance(first, Tensor) and first.ndim == 4:
             return _turned(first)
         return cast("object", first)
 
-    return call
+    return call, arguments
 
 
 def _extras(known: set[str], problem: Problem, stored: dict[str, Tensor]) -> dict[str, Any]:

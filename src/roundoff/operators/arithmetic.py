@@ -7,6 +7,7 @@ format is where they are rounded to, not the dtype that holds them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ __all__ = [
 
 _CARRIERS = {torch.float32: FORMATS["fp32"], torch.float64: FORMATS["fp64"]}
 LANES = 64
+ALIGNED = 2**22
+"""Products held at a time where a chunk's terms are aligned."""
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
 
 
@@ -70,8 +73,10 @@ def _legacy_full_products() -> Generator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def settled(element: Element) -> Format:
-    """The format that a resolved recipe's element is."""
+def settled(element: Element | Quantizer) -> Format:
+    """The format that a resolved recipe's element is, or that its quantiser rounds to."""
+    if isinstance(element, Quantizer):
+        element = element.element
     if not isinstance(element, Format):
         raise TypeError(f"{element!r} is no format; resolve the recipe before running it")
     return element
@@ -113,27 +118,63 @@ def _saturated(x: Tensor, format: Format, mode: Any = "nearest") -> Tensor:
     return torch.where(x.isinf(), x, rounded)
 
 
-def _quantize(x: Tensor, quantizer: Quantizer) -> Tensor:
-    format = settled(quantizer.element)
-    if quantizer.scale == "none":
-        return put(x, format)
-    if quantizer.scale == "fixed":
-        return _saturated(x * quantizer.factor, format) / quantizer.factor
+def _quantize(x: Tensor, how: Quantizer) -> Tensor:
+    format = settled(how.element)
+    if how.factor != 1.0:
+        return _quantize(x * how.factor, dataclasses.replace(how, factor=1.0)) / how.factor
+    if how.scale == "none":
+        return _flushed(put(x, format), how)
+    if how.scale == "fixed":
+        return _flushed(_saturated(x, format), how)
     if not x.numel():
         return x
-    if quantizer.scale == "tensor":
-        return _scaled(x, format, x.abs().amax())
-    if quantizer.block is None:
-        raise UnsupportedError(f"{quantizer}: a quantiser by block needs the block's length")
-    blocks: list[Tensor] = list(torch.split(x, quantizer.block, dim=quantizer.axis))
-    scaled = [_scaled(b, format, b.abs().amax(dim=(-2, -1), keepdim=True)) for b in blocks]
-    return torch.cat(scaled, dim=quantizer.axis)
+    if how.scale == "block" and how.block is None:
+        raise UnsupportedError(f"{how}: a quantiser by block needs the block's length")
+    level = _level(x.abs().amax(), how) if how.two_level else x.new_ones(())
+    if how.scale == "tensor":
+        return _scaled(x, x.abs().amax(), level, how)
+    pieces: list[Tensor] = list(torch.split(x, how.block or x.shape[how.axis], dim=how.axis))
+    over = (how.axis,) if how.scale == "line" else (-2, -1)
+    scaled = [_scaled(p, p.abs().amax(dim=over, keepdim=True), level, how) for p in pieces]
+    return torch.cat(scaled, dim=how.axis)
 
 
-def _scaled(x: Tensor, format: Format, largest: Tensor) -> Tensor:
-    factor = largest / format.max
-    factor = torch.where(factor > 0, factor, torch.ones_like(factor))
-    return _saturated(x / factor, format) * factor
+def _level(largest: Tensor, how: Quantizer) -> Tensor:
+    """The scale of all scales: what makes the largest of them the maximum of their format."""
+    if isinstance(how.scales, str):
+        raise UnsupportedError(f"{how}: scales that are powers of two have no second level")
+    top = settled(how.element).max * settled(how.scales).max
+    return put(_or_one(largest / top), FORMATS["fp32"])
+
+
+def _scaled(x: Tensor, largest: Tensor, level: Tensor, how: Quantizer) -> Tensor:
+    format = settled(how.element)
+    if how.scales in ("power", "power-up"):
+        factor = _power_of_two(largest, format, up=how.scales == "power-up")
+    else:
+        factor = put(largest / format.max / level, how.scales) * level
+    factor = _or_one(factor)
+    return _flushed(_saturated(x / factor, format), how) * factor
+
+
+def _or_one(factor: Tensor) -> Tensor:
+    return torch.where(factor > 0, factor, torch.ones_like(factor))
+
+
+def _power_of_two(largest: Tensor, format: Format, *, up: bool) -> Tensor:
+    """The scale of a block as e8m0 stores it: 2^-127 at least; NaN and infinity stay."""
+    exponent = torch.frexp(largest)[1].to(largest.dtype) - 1 - format.emax
+    factor = torch.exp2(exponent.clamp(min=-127.0).double()).to(largest.dtype)
+    if up:
+        factor = torch.where(largest > factor * format.max, 2 * factor, factor)
+    return torch.where(largest.isfinite(), factor, largest)
+
+
+def _flushed(x: Tensor, how: Quantizer) -> Tensor:
+    """`x` with zeros (of its sign) for what is no normal number, if the quantiser flushes."""
+    if not how.flush:
+        return x
+    return torch.where(x.abs() < settled(how.element).smallest_normal, x * 0.0, x)
 
 
 def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = None) -> Tensor:
@@ -143,11 +184,17 @@ def matmul(a: Tensor, b: Tensor, total: Accumulator, *, onto: Tensor | None = No
     rounding; with it, both happen every `chunk` terms of the inner axis. In the order `fused`
     the product's sums start from `onto`, as a GEMM with beta = 1 does, and are rounded once.
     """
+    if total.flushed is not None:
+        part = matmul(a, b, dataclasses.replace(total, flushed=None))
+        return part if onto is None else put(onto + part, total.flushed)
     inner = a.shape[-1]
     chunk = total.chunk or max(inner, 1)
     starts = range(0, max(inner, 1), chunk)
     for start in reversed(starts) if total.order == "reversed" else starts:
         left, right = a[..., start : start + chunk], b[..., start : start + chunk, :]
+        if total.aligned:
+            onto = _aligned(left, right, total, onto)
+            continue
         if onto is not None and total.order == "fused":
             onto = put(_added_onto(onto, left, right), total.format, mode=total.rounding)
             continue
@@ -171,6 +218,26 @@ def _product(a: Tensor, b: Tensor, total: Accumulator) -> Tensor:
     return put(a @ b, format, mode=total.rounding)
 
 
+def _aligned(a: Tensor, b: Tensor, total: Accumulator, onto: Tensor | None) -> Tensor:
+    """`onto + a @ b` of one chunk as a tensor core adds it; `Accumulator.aligned` tells how.
+
+    In float64, where the products and the sum of a chunk are exact for terms of up to 26 bits.
+    """
+    format, rows = settled(total.format), max(1, ALIGNED // max(1, b.numel()))
+    b, parts = b.double().transpose(-1, -2).unsqueeze(-3), list[Tensor]()
+    for start in range(0, max(a.shape[-2], 1), rows):
+        terms = a[..., start : start + rows, :].double().unsqueeze(-2) * b
+        if onto is not None:
+            terms = torch.cat([terms, onto[..., start : start + rows, :, None].double()], -1)
+        largest = (
+            terms.abs().amax(-1, keepdim=True) if terms.shape[-1] else terms.sum(-1)[..., None]
+        )
+        unit = torch.exp2((torch.frexp(largest)[1] - 1 - format.mantissa_bits).double())
+        cut = torch.where(terms.isfinite(), (terms / unit).trunc() * unit, terms)
+        parts.append(put(cut.sum(-1), format, mode=total.rounding))
+    return torch.cat(parts, -2).to(a.dtype)
+
+
 def _added_onto(onto: Tensor, a: Tensor, b: Tensor) -> Tensor:
     flat = [x.flatten(0, -3) for x in (onto, a, b)]
     return torch.baddbmm(flat[0], flat[1], flat[2]).view(onto.shape)
@@ -181,6 +248,7 @@ def row_sum(p: Tensor, total: Accumulator) -> Tensor:
     if total.chunk is not None:
         return _chunked_sum(p, total)
     if total.order in ("lanes", "vector"):
+        assert isinstance(total.lanes, int), "resolve the recipe before running it"
         summed = _lane_sum(p, total.lanes, tail_first=total.order == "vector")
     else:
         summed = _halved(p.flip(-1) if total.order == "reversed" else p)

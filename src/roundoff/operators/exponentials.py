@@ -226,6 +226,26 @@ for _row in (
     EXPONENTIALS.add(_row.name, _row)
 
 
+EX2 = 0.0770670420720694, 0.22764499113539632, 0.6951167864453953, 1.0  # minimax on 0..1, p(0) = 1
+
+
+def _cubic_exp2(x: Tensor, unit: float = 1.0) -> Tensor:
+    """2^(x unit): a cubic of the fraction, and the whole part added to its exponent bits."""
+    s = (x.double() * unit).nan_to_num(0.0).clamp(-127.0, 128.0)
+    p = _polynomial((s - s.floor()).float(), *EX2)
+    value = (p.view(torch.int32) + (s.floor().to(torch.int32) << 23)).view(torch.float32)
+    return torch.where(x.isnan(), x, value)
+
+
+EXPONENTIALS.add(
+    "cubic_exp2",
+    Approximation(
+        "cubic_exp2", "FlashAttention-4's cubic, with coefficients of ours", 8.8e-5,
+        lambda x: _cubic_exp2(x, LOG2_E), _cubic_exp2,
+    ),
+)  # fmt: skip
+
+
 def exponential(x: Tensor, how: Exponential) -> Tensor:
     """exp(x) in base e, or 2^x in base 2, with the other tail of a vectorised loop.
 
@@ -233,6 +253,10 @@ def exponential(x: Tensor, how: Exponential) -> Tensor:
     `exact` and `rounded`. A value's bits do not depend on where in a tensor it stands.
     """
     p = _compute(str(how.approximation), how.base, x)
+    if how.columns is not None:
+        period, some = how.columns
+        taken = torch.arange(x.shape[-1], device=x.device) % period >= period - some
+        p = torch.where(taken, p, _compute("exact", how.base, x))
     tail = x.shape[-1] % how.tail if isinstance(how.tail, int) else 0
     if tail:
         p[..., -tail:] = singles(x[..., -tail:], how)

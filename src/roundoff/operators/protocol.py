@@ -10,7 +10,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import Format
@@ -20,7 +21,10 @@ from roundoff.sites import Choice, Site
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Operator", "Outputs", "Parameter", "Problem", "Recipe", "normalise", "parse_axis"]
+__all__ = [
+    "Answer", "Label", "Operator", "Outputs", "Parameter", "Probe", "Problem", "Question", "Recipe",
+    "ask", "normalise", "parse_axis",
+]  # fmt: skip
 
 Outputs = dict[str, "Tensor"]
 Value = int | float | str | bool | None
@@ -55,9 +59,68 @@ class Problem:
     parameters: Mapping[str, Value]
     rows: Tensor | None = None
 
+    def to(self, device: str) -> Problem:
+        """The same on another device."""
+        inputs = {name: x.to(device) for name, x in self.inputs.items()}
+        return replace(
+            self, inputs=inputs, rows=None if self.rows is None else self.rows.to(device)
+        )
+
     def with_parameters(self, **changes: Value) -> Problem:
         """The same inputs under other parameters."""
         return replace(self, parameters={**self.parameters, **changes})
+
+
+Label = str | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer to a question: its label, and the fields of a recipe (dotted paths) it sets."""
+
+    label: Label
+    changes: Mapping[str, Choice]
+
+    def fits(self, recipe: object) -> bool:
+        """Whether `recipe` has these fields already."""
+        return all(attrgetter(path)(recipe) == value for path, value in self.changes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One thing to find out about a kernel: what it does at a site, or in which order.
+
+    Questions of one `group` are answered together, since an answer to one can only be seen
+    beside the right answers to the others.
+    """
+
+    name: str
+    doc: str
+    group: str
+    answers: tuple[Answer, ...]
+
+    def label(self, recipe: object) -> Label:
+        """What `recipe` answers; "other" if it is none of the answers."""
+        return next((a.label for a in self.answers if a.fits(recipe)), "other")
+
+
+def ask(name: str, doc: str, group: str, answers: Mapping[Any, Mapping[str, Choice]]) -> Question:
+    """A question from a mapping of labels to the fields that they set."""
+    return Question(name, doc, group, tuple(Answer(label, c) for label, c in answers.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Inputs whose output shows what a kernel does.
+
+    `problems` make the same inputs in several shapes, of which a kernel gets the first that it
+    takes; `groups` name the questions that they show.
+    """
+
+    name: str
+    doc: str
+    groups: tuple[str, ...]
+    problems: tuple[Callable[[], Problem], ...]
 
 
 class Recipe(Protocol):
@@ -88,8 +151,11 @@ class Operator(Protocol):
     name: str
     doc: str
     inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...]  # all that a problem can ask for, the first of them always
+    statistics: tuple[str, ...]  # outputs that are kept in fp32, whatever the inputs' format
+    row_axes: Mapping[str, int]  # the axis that numbers an output's rows, if it has one
     cluster_dims: int  # leading axes of an output that number its independent clusters
+    row_axes: ClassVar[Mapping[str, int]]  # which axis of an output counts its rows
     parameters: Mapping[str, Parameter]
     distributions: Mapping[str, str]  # inputs that can be drawn, with one line each
 
@@ -136,6 +202,22 @@ class Operator(Protocol):
         Returns the problem at those rows, golden rounded to float64, and what that
         rounding left out, so that an error of less than an ulp can be measured.
         """
+        ...
+
+    def questions(self, format: Format) -> tuple[Question, ...]:
+        """What can be asked of a kernel with inputs of `format`: the space of its recipes."""
+        ...
+
+    def probes(self, format: Format, seed: int) -> tuple[Probe, ...]:
+        """Problems that answer the questions."""
+        ...
+
+    def natural(self) -> tuple[Mapping[str, Value], ...]:
+        """Parameters of ordinary inputs, of which a kernel is given the first that it takes."""
+        ...
+
+    def settled(self, recipe: Any, problem: Problem) -> Any:
+        """The recipe for one problem: storage format, and a tile that depends on it, put in."""
         ...
 
     def cost(self, parameters: Mapping[str, Value]) -> float:

@@ -16,7 +16,10 @@ R = TypeVar("R", bound=Sited)
 
 
 class Rowwise:
-    """The part of an `Operator` that follows from which axis of each output counts its rows."""
+    """The part of an `Operator` that follows from which axis of each output counts its rows.
+
+    An output without such an axis is whole whatever rows are sampled.
+    """
 
     row_axes: ClassVar[Mapping[str, int]]
 
@@ -32,7 +35,10 @@ class Rowwise:
         """The problem's rows of whole outputs."""
         if problem.rows is None:
             return outputs
-        return {n: x.index_select(self.row_axes[n], problem.rows) for n, x in outputs.items()}
+        return {
+            n: x.index_select(self.row_axes[n], problem.rows) if n in self.row_axes else x
+            for n, x in outputs.items()
+        }
 
 
 def rescale_probes(rescales: Tensor, rescaled_by: Tensor) -> dict[str, float]:

@@ -18,7 +18,10 @@ from roundoff.errors import UnsupportedError
 
 __all__ = ["Environment"]
 
-_LIBRARIES = ("torch", "numpy", "numba", "llvmlite", "safetensors", "mpmath", "triton")
+_LIBRARIES = (
+    "torch", "numpy", "numba", "llvmlite", "safetensors", "mpmath", "triton", "jax", "jaxlib",
+    "onnxruntime", "flash-attn",
+)  # fmt: skip
 # Read by the libraries when they are loaded or called, so that no setting of theirs shows them.
 _VARIABLES = (
     "ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE",
@@ -29,7 +32,8 @@ _VARIABLES = (
     "PYTORCH_TUNABLEOP_ENABLED", "NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_DISABLE_JIT",
     "NUMBA_DISABLE_INTEL_SVML", "NUMBA_ENABLE_AVX", "NUMBA_OPT", "TORCH_COMPILE_DISABLE",
     "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_EMULATE_PRECISION_CASTS",
-    "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", "TRITON_F32_DEFAULT", "CXX",
+    "TRITON_INTERPRET", "TRITON_DEFAULT_FP_FUSION", "TRITON_F32_DEFAULT", "CXX", "XLA_FLAGS",
+    "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "JAX_DISABLE_JIT",
 )  # fmt: skip
 # `registry.py` says which libraries are here, and so whether their fast twins compute. Plans
 # and sweeps decide which cells there are, and no number of any.

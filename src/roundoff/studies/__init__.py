@@ -13,4 +13,5 @@ __all__ = ["STUDIES"]
 
 STUDIES: Registry[Study] = Registry("study")
 STUDIES.add_place("flash-attention", "roundoff.studies.flash_attention.study:STUDY")
+STUDIES.add_place("low-precision-failure", "roundoff.studies.low_precision_failure.study:STUDY")
 STUDIES.add_place("recipes", "roundoff.studies.recipes:STUDY")

@@ -14,7 +14,7 @@ from roundoff.bench.plan import Plan, Sweep
 from roundoff.studies.rows import complete
 from roundoff.studies.study import Claim, Finding, Frame, Study, frame
 
-__all__ = ["STUDY"]
+__all__ = ["STUDY", "evidence", "evidence_plan"]
 
 ODD = ("1", "7", "33", "100", "257", "513", "1000", "1025", "2048", "4096")
 SHORT = ("1", "33", "257", "512", "1025")
@@ -42,6 +42,28 @@ def _plan(lengths: tuple[str, ...], seeds: int) -> Plan:
     ))  # fmt: skip
 
 
+def evidence_plan(name: str) -> Plan:
+    """What the recipe `name` is held to its kernel on, for the evidence that is kept."""
+    compiled = name == "torch-flex"  # some seconds for every shape and mask
+    plain = {
+        "seq_len": ("33", "257", "1000") if compiled else SHORT,
+        "mask": ("none", "causal"),
+        "inputs": ("normal", "normal:2", "normal:4"),
+        "heads": ("2",),
+    }
+    masked = plain | {"seq_len": MASKED, "mask": ("boolean", "additive"), "inputs": ("normal",)}
+    return Plan(sweep=tuple(
+        Sweep.model_validate({
+            "baseline": baseline, "recipes": (recipe,), "axes": axes, "seeds": 1,
+            "formats": ("bf16", "fp16"),
+        })
+        for baseline, recipe in (
+            (f"kernel:{name}", name), (f"recipe:{name}", f"{name}~reordered"),
+        )
+        for axes in ((plain,) if compiled else (plain, masked))
+    ))  # fmt: skip
+
+
 def evidence(rows: Frame, name: str) -> Frame:
     """Pooled and worst match of recipe `name` with its kernel, one line a format."""
     follows = (rows["candidate"] == f"recipe:{name}") & (rows["baseline"] == f"kernel:{name}")
@@ -54,7 +76,7 @@ def evidence(rows: Frame, name: str) -> Frame:
         lines.append(
             {"recipe": name, "format": format, "match": match, "worst": worst, "null": null,
              "lift": (match - null) / (1 - null) if null < 1 else math.nan,
-             "order floor": floor, "cells": len(part)}
+             "r2": _correlation(part), "order floor": floor, "cells": len(part)}
         )  # fmt: skip
     return frame(lines)
 
@@ -67,6 +89,11 @@ def _pooled(rows: Frame, name: str) -> float:
     """The share over all elements, so that long cells count for what they are."""
     weights = rows["out_n"]
     return float((rows[_column(name)] * weights).sum() / weights.sum())
+
+
+def _correlation(rows: Frame) -> float:
+    """The squared correlation of the errors, a mean over elements of cells that have one."""
+    return _pooled(rows[rows[_column("r2")].notna()], "r2")
 
 
 def _follows(name: str, **least: tuple[float, float]) -> Claim:

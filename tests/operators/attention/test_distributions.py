@@ -253,3 +253,22 @@ def test_settled_and_spelled_out_parameters_draw_the_same_problem():
     a, b = (ATTENTION.draw(p, FORMATS["bf16"], 0) for p in (settled, given_(**spelled)))
     assert all(torch.equal(a.inputs[x], b.inputs[x]) for x in "qkv")
     assert torch.equal(call_of(a).rows, call_of(b).rows)
+
+
+@pytest.mark.parametrize(("name", "times"), [("tied-peak", 2), ("tied-one-signed:3", 3)])
+def test_tied_peaks_are_tied_bit_for_bit_and_far_out(name, times):
+    p = problem(seq_len=240, heads=2, kv_heads=1, inputs=name)
+    q, k, v = (p.inputs[n].double() for n in "qkv")
+    s = q @ k.repeat_interleave(2, 1).mT / 8
+    top, at = s.topk(times + 1, -1)
+    assert (top[..., 0] == top[..., times - 1]).all()
+    assert (at[..., :times].amax(-1) - at[..., :times].amin(-1) == times - 1).all()
+    assert (top[..., 0] - top[..., times]).median() > 12
+    assert (v <= 0).all() == name.startswith("tied-one-signed")
+
+
+def test_one_peak_is_not_tied():
+    p = problem(seq_len=240, inputs="tied-one-signed:1")
+    s = p.inputs["q"].double() @ p.inputs["k"].double().mT
+    top = s.topk(2, -1).values
+    assert (top[..., 0] > top[..., 1]).all()

@@ -284,11 +284,30 @@ def test_a_recipe_applies_the_scale_once():
         Recipe(name="x", doc="", logits=Logits("before"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tile": Tile(8)},
+        {"exponential": Exponential("2")},
+        {"normalise": Normalise("block", "reciprocal")},
+        {"row_sum": RowSum("before", Accumulator(BF16, order="softmax"))},
+    ],
+    ids=str,
+)
+def test_what_torch_softmax_would_not_do_is_done_by_the_sites(change, make_call):
+    """Otherwise such a site could be exchanged without any effect."""
+    call = make_call(n=40)
+    told = replace(RECIPES["torch-math"], output=FP32, **change)
+    total = replace(told.row_sum.accumulator, order="library")
+    said = replace(told, row_sum=replace(told.row_sum, accumulator=total))
+    ours, theirs = attend(told, call, BF16).out, attend(said, call, BF16).out
+    assert torch.equal(ours, theirs)
+    plain = attend(replace(RECIPES["torch-math"], output=FP32), call, BF16).out
+    assert not torch.equal(ours, plain)
+
+
 def test_what_no_kernel_could_do_is_refused(make_call):
     call = make_call()
-    whole = replace(RECIPES["torch-math"], tile=Tile(8))
-    with pytest.raises(UnsupportedError, match="sums whole rows"):
-        attend(whole, call, BF16)
     scaled = replace(PLAIN, probabilities=Quantizer(FORMATS["e4m3fn"], "tensor"))
     with pytest.raises(UnsupportedError, match="a tile at a time"):
         attend(scaled, call, BF16)
@@ -361,6 +380,7 @@ def test_every_place_of_the_scale_is_exact_in_real_arithmetic(place, base, log2e
         exponential=Exponential(base, log2e, argument=FORMATS["fp64"], format=FORMATS["fp64"]),
         normalise=Normalise("end", format=FORMATS["fp64"]),
         tile=Tile(8),
+        output=FORMATS["fp64"],
     )
     result, true = attend(recipe, call, FORMATS["fp64"]), golden(call)[0]
     assert (result.out - true.out).abs().max() < 1e-12

@@ -17,6 +17,9 @@ from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+BF16_DOTS = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+"""Whether products of bf16 matrices have instructions of their own, with an order of their own:
+then the kernel's bits are as far from the recipe's as the recipe's are from its reordered self."""
 only_avx512 = pytest.mark.skipif(not AVX512, reason="the recipe has AVX-512's 16 lanes")
 CASES = [
     {"n": 1},
@@ -124,7 +127,7 @@ def test_torch_cpu_flash(format, least, case, make_call):
     call = make_call(**case, format=format)
     theirs, lse = flash_kernel(call, format)
     ours = attend(RECIPES["torch-cpu-flash"], call, FORMATS[format])
-    assert share(ours.out, theirs) >= least
+    assert share(ours.out, theirs) >= (0.998 if format == "bf16" and BF16_DOTS else least)
     assert (ours.lse - lse).abs().max() <= 4e-7 * lse.abs().max().clamp(min=1.0)
 
 

@@ -11,6 +11,7 @@ from roundoff.formats import FORMATS, Format
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.golden import golden
+from roundoff.operators.attention.operands import rotation
 from roundoff.operators.attention.recipe import Tile
 from roundoff.operators.exponentials import EXPONENTIALS
 from roundoff.sites import Quantizer, reordered
@@ -70,23 +71,82 @@ def weights(call):
     return s.masked_fill(p == 0, 0.0), (p / total).nan_to_num(0.0), total
 
 
-def exposures(call, tiles):
+def scale_of(largest, how):
+    """A quantiser's scale where the largest magnitude is `largest`, at most."""
+    format = how.element
+    if how.scales in ("power", "power-up"):
+        floor = torch.exp2(torch.frexp(largest)[1].double() - 1 - format.emax)
+        return floor if how.scales == "power" else 2 * largest / format.max
+    return largest / format.max * (1 + how.scales.unit_roundoff)
+
+
+def quantised_by(x, how):
+    """What a quantiser moves each element of `x` by, at most; 0 where there is none.
+
+    Half the spacing of numbers at the element, also among the smallest ones; or all that is
+    beyond the largest number, which counts as three squares since it is no rounding.
+    """
+    if how is None:
+        return torch.zeros_like(x)
+    if how.scale in ("none", "fixed"):
+        scale = torch.ones_like(x)
+    elif how.scale == "tensor":
+        scale = scale_of(x.abs().max(), how).expand_as(x)
+    else:
+        over = (-2, -1) if how.scale == "block" else (how.axis,)
+        pieces = x.split(how.block or x.shape[how.axis], how.axis)
+        scale = torch.cat(
+            [scale_of(p.abs().amax(over, True), how).expand_as(p) for p in pieces], how.axis
+        )
+    spacing = torch.maximum(how.element.unit_roundoff * x.abs(),
+                            scale * how.element.smallest_subnormal / 2)  # fmt: skip
+    return torch.maximum(spacing, 3**0.5 * (x.abs() - scale * how.element.max))
+
+
+def operands(recipe, call):
+    """Q and K as a recipe quantises them, and what that moves Q, K and V by."""
+    q, k, v = call.q.double(), call.k.double(), call.v.double()
+    if recipe.operands.smooth:
+        k = k - k.mean(-2, keepdim=True)
+    if recipe.operands.rotate:
+        q, k = (x @ rotation(x.shape[-1]) for x in (q, k))
+    how = recipe.operands
+    return q, k, quantised_by(q, how.q), quantised_by(k, how.k), quantised_by(v, how.v)
+
+
+def smallest_of(how):
+    """The smallest number that P can be in, where the largest P of its block is 1."""
+    if not isinstance(how, Quantizer):
+        return how.smallest_subnormal
+    scaled = how.scale in ("tensor", "block", "line")
+    one = torch.tensor(1.0, dtype=torch.float64)
+    return how.element.smallest_subnormal * (
+        float(scale_of(one, how)) if scaled else 1 / how.factor
+    )
+
+
+def exposures(recipe, call, tiles):
     """What a relative error of 1 at a site does: to each weight of P, or (a number) to a row.
 
     A site at which every tile rounds counts the square root of its roundings. m has no row,
     since a rounded m is taken from S and from the earlier m alike.
     """
     s, p, _ = weights(call)
-    q, k = (x.double().square() for x in (call.q, shared(call.k, call)))
-    product = (q @ k.transpose(-1, -2)).sqrt() * abs(call.scale)
+    q, k, moved_q, moved_k, _ = operands(recipe, call)
+    q, k, moved_q, moved_k = (shared(x, call).square() for x in (q, k, moved_q, moved_k))
+    product = (q @ k.mT).sqrt() * abs(call.scale)
+    from_q, from_k = ((x @ y.mT).sqrt() * abs(call.scale) for x, y in ((moved_q, k), (q, moved_k)))
     down = s.amax(-1, keepdim=True) - s
     biased = 1.5 if call.mask.kind == "additive" else 1.0
     one = torch.ones_like(p)
+    sums = s.abs()
+    if recipe.qk.aligned:  # each term loses up to two units of the largest
+        sums = torch.maximum(sums, 2 * call.q.shape[-1] ** 0.5 * product)
     return {
-        "q": product, "k": product, "prescale": 2 * product, "qk": s.abs(), "scores": s.abs(),
+        "q": from_q, "k": from_k, "prescale": 2 * product, "qk": sums, "scores": s.abs(),
         "logits": biased * s.abs(), "argument": down, "exp": one, "probabilities": one,
         "factor": tiles**0.5, "row_sum": (3 * tiles) ** 0.5, "pv": (3 * tiles) ** 0.5,
-        "normalise": 1.5, "output": 1.0, "v": 1.0,
+        "normalise": 1.5, "output": 1.0,
     }  # fmt: skip
 
 
@@ -104,13 +164,20 @@ def allowed(recipe, call, storage):
     out = golden(call)[0].out
     v = shared(call.v, call).double()
     apart = torch.cdist(out, v)
-    lost = max(formats[n].smallest_subnormal for n in ("exp", "probabilities"))
-    name = recipe.resolved(storage, head_dim=16, causal=False).exponential.approximation
-    units = {n: f.unit_roundoff for n, f in formats.items()} | {"underflow": lost}
-    units["approximation"] = EXPONENTIALS[name].relative_error
-    sizes = exposures(call, tiles)
+    resolved = recipe.resolved(storage, head_dim=16, causal=False)
+    lost = max(formats["exp"].smallest_subnormal, smallest_of(resolved.probabilities))
+    units = {n: f.unit_roundoff for n, f in formats.items()} | {"q": 1, "k": 1, "underflow": lost}
+    if isinstance(resolved.probabilities, Quantizer) and resolved.probabilities.scales == "power":
+        units["probabilities"] *= 2 * 3**0.5  # the largest of a block may saturate
+    units["approximation"] = EXPONENTIALS[resolved.exponential.approximation].relative_error
+    sizes = exposures(resolved, call, tiles)
+    moved_v = shared(operands(resolved, call)[-1], call)
+    from_v = (p.square() @ moved_v.square()).sqrt().norm() / out.norm()
+    if resolved.pv.aligned:  # as in `exposures`
+        terms = (p.square() @ v.square()).sqrt() * (2 * tiles * 8) ** 0.5
+        sizes["pv"] = max(sizes["pv"], float(terms.norm() / out.norm()))
     sizes |= {"approximation": torch.ones_like(p), "underflow": (1 / total / p).nan_to_num(0, 0, 0)}
-    squares, log = 1e-26, 1e-12
+    squares, log = 1e-26 + float(from_v) ** 2, 1e-12
     for site, size in sizes.items():
         u = units.get(site, 0.0)
         whole = isinstance(size, float)
@@ -146,7 +213,8 @@ def test_close_to_golden_within_what_its_formats_allow(name, case, make_call):
     error, log_error = allowed(recipe, call, BF16)
     assert result.out.isfinite().all()
     assert relative(call, result.out) <= error <= MOST
-    assert deviation(call, result) <= 6 * error
+    if error < MOST:  # beyond it another key may win, and one output be anything
+        assert deviation(call, result) <= 6 * error
     reference = golden(call)[0]
     assert torch.equal(result.lse == -math.inf, reference.lse == -math.inf)
     seen = reference.lse.isfinite()
@@ -266,8 +334,6 @@ def test_huge_logits_give_no_nan(name, make_call):
 @pytest.mark.parametrize("name", RECIPES)
 def test_splits_are_joined_through_their_lse(name, make_call):
     recipe = RECIPES[name]
-    if recipe.row_sum.accumulator.order == "softmax":
-        pytest.skip("sums whole rows")
     call = make_call(n=40, mask="causal")
     split = by_tile(recipe, 8, splits=3)
     if split is recipe:

@@ -14,6 +14,7 @@ from roundoff.operators.attention import golden as float64
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
+from roundoff.operators.attention.function import attend_with_gradients
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.recipe import Recipe
 
@@ -64,17 +65,31 @@ def emulate(
     Shapes, masks and special values as in `golden`; `.out` has q's dtype, `.lse` float32 (or
     float64). The storage format is that of q's dtype: bf16, fp16, fp32 or fp64.
 
-    Errors: `UnknownNameError` for a recipe that is not in the catalogue; otherwise as `golden`.
+    Gradients flow from `.out` to q, k and v as the kernel computes them, by the recipe's
+    `backward`, so that a recipe can stand in a model and train; a mask gets none, and neither
+    do gradients of gradients.
+
+    Errors: `UnknownNameError` for a recipe that is not in the catalogue, `UnsupportedError` when
+    a gradient is asked of a recipe without `backward`; otherwise as `golden`.
 
     >>> q = torch.randn(1, 2, 64, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     >>> flash, exact = emulate("fa2", q, q, q), golden(q, q, q)
     >>> (flash.out - exact.out).abs().max().item() < 2**-6
     True
+    >>> q.requires_grad_()
+    tensor(...)
+    >>> emulate("fa2", q, q, q).out.sum().backward()
+    >>> q.grad.dtype
+    torch.bfloat16
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
     storage = _storage(q)
     call = _call((q, k, v), causal, mask, scale)
-    result = attend(recipe, call, storage)
+    if mask is not None and mask.requires_grad:
+        raise UsageError("the mask requires a gradient, and a recipe has none for it; detach it")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return attend_with_gradients(recipe, call, (q, k, v), storage)
+    result = attend(recipe.forward, call, storage)
     return replace(result, out=result.out.to(q.dtype))
 
 

@@ -20,9 +20,16 @@ __all__ = ["content", "draw"]
 
 Inputs = dict[str, Tensor]
 
+TIED_HEIGHT = 22.0
+"""How far tied keys stand above the others, in the exponent of e: far enough that all others
+together weigh less than an ulp of bf16, and still decide which way a tie is rounded."""
+
 
 def draw(parameters: Mapping[str, Value], seed: int) -> Inputs:
-    """q [B,H,N,D], k [B,Hk,M,D], v [B,Hk,M,Dv] and, if the mask has one, its tensor, in float64."""
+    """q [B,H,N,D], k [B,Hk,M,D], v [B,Hk,M,Dv] and, if the mask has one, its tensor, in float64.
+
+    Where gradients are asked for also dout [B,H,N,Dv] ~ N(0, 1), drawn last.
+    """
     kind, _, rest = str(parameters["inputs"]).partition(":")
     if kind == "file":
         return _read(Path(rest), parameters)
@@ -31,7 +38,11 @@ def draw(parameters: Mapping[str, Value], seed: int) -> Inputs:
     inputs = {name: randn(shape, generator) for name, shape in _shapes(parameters).items()}
     inputs = _SHAPED[kind](inputs, generator, number)
     mask = _mask(parameters, generator)
-    return inputs if mask is None else inputs | {"mask": mask}
+    if mask is not None:
+        inputs = inputs | {"mask": mask}
+    if parameters["gradients"] == "yes":
+        inputs = inputs | {"dout": randn(_output_shape(parameters), generator)}
+    return inputs
 
 
 def content(parameters: Mapping[str, Value]) -> dict[str, str]:
@@ -72,6 +83,17 @@ def _tied(inputs: Inputs, _: torch.Generator, __: float) -> Inputs:
     return inputs | {"k": torch.cat([k[:, :, :half], k[:, :, :half]], 2)[:, :, : k.shape[2]]}
 
 
+def _tied_peak(inputs: Inputs, generator: torch.Generator, times: float) -> Inputs:
+    """Every key comes `times` times in a row, and each query is close to one of them."""
+    k, count = inputs["k"], max(1, int(times))
+    first = torch.arange(k.shape[2], device="cpu") // count * count
+    return _peaked(inputs | {"k": k[:, :, first]}, generator, TIED_HEIGHT)
+
+
+def _tied_one_signed(inputs: Inputs, generator: torch.Generator, times: float) -> Inputs:
+    return _tied_peak(inputs | {"v": -inputs["v"].abs()}, generator, times)
+
+
 def _one_signed(inputs: Inputs, _: torch.Generator, __: float) -> Inputs:
     return inputs | {"v": inputs["v"].abs()}
 
@@ -90,6 +112,8 @@ _SHAPED: Mapping[str, Shaper] = {
     "peaked": _peaked,
     "tied": _tied,
     "one-signed": _one_signed,
+    "tied-peak": _tied_peak,
+    "tied-one-signed": _tied_one_signed,
     "offset": _offset,
 }
 
@@ -111,10 +135,12 @@ def _mask(parameters: Mapping[str, Value], generator: torch.Generator) -> Tensor
 
 
 def _read(path: Path, parameters: Mapping[str, Value]) -> Inputs:
-    """q, k, v and, where the mask is a tensor, mask; other tensors of the file are left alone."""
+    """q, k, v and, where they are needed, mask and dout; other tensors are left alone."""
     kind = parameters["mask"]
     wanted = _shapes(parameters)
-    names = ["q", "k", "v", *(["mask"] if kind in ("boolean", "additive") else [])]
+    if parameters["gradients"] == "yes":
+        wanted |= {"dout": _output_shape(parameters)}
+    names = [*wanted, *(["mask"] if kind in ("boolean", "additive") else [])]
     tensors = read_tensors(path, names)
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -140,6 +166,11 @@ def _check_mask(path: Path, mask: Tensor, kind: str, shapes: Mapping[str, tuple[
             f"{path}: mask has shape {tuple(mask.shape)}; expected "
             f"[1 or {batch}, 1 or {heads}, {n}, {m}] [batch, heads, q_len, kv_len]"
         )
+
+
+def _output_shape(parameters: Mapping[str, Value]) -> tuple[int, ...]:
+    shapes = _shapes(parameters)
+    return (*shapes["q"][:3], shapes["v"][3])
 
 
 def _shapes(parameters: Mapping[str, Value]) -> dict[str, tuple[int, ...]]:

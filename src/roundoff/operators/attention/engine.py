@@ -22,7 +22,7 @@ from roundoff.formats import Format
 from roundoff.operators.arithmetic import matmul, plain_arithmetic, put, row_sum
 from roundoff.operators.attention import fused
 from roundoff.operators.attention.call import Attention, Call
-from roundoff.operators.attention.operands import prepare
+from roundoff.operators.attention.operands import prepare, smoothed_away
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.attention.steps import (
     Block,
@@ -65,9 +65,11 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
             _attend_rows(Block(recipe, call, q[..., at, :], k, v, call.rows[at]), quick=quick)
             for at in blocks(q, k, _tile(recipe))
         ]
+        lse = torch.cat([p.lse for p in parts], -1)
+        lse = lse + smoothed_away(recipe, call, lse)
         return Attention(
             torch.cat([p.out for p in parts], -2)[..., :wanted, :],
-            torch.cat([p.lse for p in parts], -1)[..., :wanted],
+            lse[..., :wanted],
             _joined([p.rescales for p in parts])[..., :wanted],
             _joined([p.rescaled_by for p in parts])[..., :wanted],
         )
@@ -92,23 +94,17 @@ def _tile(recipe: Recipe) -> Tile:
 
 
 def _check(recipe: Recipe, call: Call) -> None:
-    if recipe.row_sum.accumulator.order == "softmax" and (
-        _tile(recipe).keys is not None or _tile(recipe).splits > 1
-    ):
-        raise UnsupportedError(
-            f"recipe {recipe.name!r}: torch.softmax sums whole rows; "
-            "choose another order of the row sum for tiles"
-        )
     if recipe.logits.scale in ("fma", "argument") and not call.scale > 0:
         raise UnsupportedError(
             f"recipe {recipe.name!r} takes the maximum before the scale is applied, "
             f"so it needs a positive scale, not {call.scale}"
         )
     p = recipe.probabilities
-    if isinstance(p, Quantizer) and p.scale not in ("none", "fixed"):
+    along_keys = isinstance(p, Quantizer) and (p.scale, p.axis, p.two_level) == ("line", -1, False)
+    if isinstance(p, Quantizer) and p.scale not in ("none", "fixed") and not along_keys:
         raise UnsupportedError(
             f"recipe {recipe.name!r}: P exists only a tile at a time, so that its scale must be "
-            f"'none' or 'fixed', not {p.scale!r}"
+            f"'none', 'fixed' or a 'line' of keys (axis -1), not {p.scale!r}"
         )
 
 

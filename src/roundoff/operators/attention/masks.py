@@ -55,6 +55,12 @@ class Mask:
             return s + (bias if unit == 1.0 else bias / unit)
         return s.masked_fill(self._hidden(rows, keys, lengths), float("-inf"))
 
+    def sees(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> bool:
+        """Whether position lets any of `rows` see any of `keys`; tensors are not looked into."""
+        if not self.causal or not len(rows):
+            return True
+        return not bool(self._hidden(rows, keys, lengths).all())
+
     def _hidden(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> Tensor:
         first, end = self.seen(rows, lengths)
         key = torch.arange(keys.start, keys.stop, device=rows.device)[None, :]

@@ -15,7 +15,7 @@ from roundoff.operators.exponentials import LOG2_E
 from roundoff.operators.inputs import randn
 from roundoff.sites import Quantizer
 
-__all__ = ["log2e_in_scale", "prepare", "rotation", "shared_heads"]
+__all__ = ["log2e_in_scale", "prepare", "rotation", "shared_heads", "smoothed_away"]
 
 
 def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,6 +27,8 @@ def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = call.q, call.k, call.v
     carrier = torch.float64 if recipe.wide or q.dtype == torch.float64 else torch.float32
     q, k, v = q.to(carrier), k.to(carrier), v.to(carrier)
+    if recipe.operands.smooth and k.shape[-2]:
+        k = k - k.mean(-2, keepdim=True)
     if recipe.operands.rotate:
         turn = rotation(q.shape[-1]).to(q)
         q, k = q @ turn, k @ turn
@@ -35,6 +37,14 @@ def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     q = q[..., call.rows, :]
     q, k = _prescaled(recipe, q, k, call.scale)
     return q, shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
+
+
+def smoothed_away(recipe: Recipe, call: Call, lse: Tensor) -> Tensor:
+    """What `smooth` took from the scores of the call's rows, [B,H,R] or 0, in the LSE's dtype."""
+    if not recipe.operands.smooth or not call.k.shape[-2]:
+        return torch.zeros_like(lse)
+    mean = shared_heads(call.k.to(lse).mean(-2, keepdim=True), call.q.shape[1])
+    return (call.q[..., call.rows, :].to(lse) * mean).sum(-1) * call.scale
 
 
 def _quantized(x: Tensor, quantizer: Quantizer | None) -> Tensor:
@@ -46,6 +56,8 @@ def _prescaled(recipe: Recipe, q: Tensor, k: Tensor, scale: float) -> tuple[Tens
     scale = scale * log2e_in_scale(recipe)
     if how.operands == "q":
         return put(q * scale, how.format), k
+    if how.operands == "k":
+        return q, put(k * scale, how.format)
     if how.operands == "qk":
         root = math.sqrt(abs(scale))
         return put(q * math.copysign(root, scale), how.format), put(k * root, how.format)

@@ -13,6 +13,7 @@ __all__ = [
     "DISTRIBUTIONS",
     "PARAMETERS",
     "lengths",
+    "parse_gradients",
     "parse_inputs",
     "parse_mask",
     "settle",
@@ -26,12 +27,16 @@ DISTRIBUTIONS: Mapping[str, str] = {
     "peaked": "each query is close to one key, so one logit of a row stands out; peaked:30 by 30",
     "tied": "every key comes twice, so the largest score of a row is always tied",
     "one-signed": "V is positive, so that rounding errors of PV cannot cancel",
+    "tied-peak": "peaked:22 with every key twice in a row: tied maxima; tied-peak:3 thrice",
+    "tied-one-signed": "tied-peak with V negative, as where bf16 training fails (arXiv 2510.04212)",
     "offset": "a constant that grows along the sequence is added to Q, K, V; offset:8 up to 8",
-    "file:<path>": "tensors q, k, v (and mask) of a .safetensors file, as they are",
+    "file:<path>": "tensors q, k, v (mask, dout) of a .safetensors file, as they are",
 }
 
 
-DEFAULT_NUMBERS = {"normal": 1.0, "peaked": 20.0, "offset": 4.0}
+DEFAULT_NUMBERS = {
+    "normal": 1.0, "peaked": 20.0, "offset": 4.0, "tied-peak": 2.0, "tied-one-signed": 2.0,
+}  # fmt: skip
 """The distributions that take a number, and what it is where none is given."""
 
 
@@ -58,7 +63,15 @@ def parse_inputs(text: str) -> str:
     return distribution(text, DISTRIBUTIONS, DEFAULT_NUMBERS)
 
 
+def parse_gradients(text: str) -> str:
+    """Check whether gradients are asked for: no or yes."""
+    if text not in ("no", "yes"):
+        raise ValueError("expected no or yes")
+    return text
+
+
 _ROWS = "query rows to look at, drawn by seed (default: all); golden then costs rows x kv_len"
+_GRADIENTS = "no, yes: also dq, dk, dv for a drawn upstream gradient (of the sampled rows alone)"
 
 PARAMETERS: Mapping[str, Parameter] = {
     p.name: p
@@ -74,10 +87,9 @@ PARAMETERS: Mapping[str, Parameter] = {
         Parameter("scale", None, "factor of QK^T (default: 1 / sqrt(head_dim))", number),
         Parameter("inputs", "normal", ", ".join(DISTRIBUTIONS), parse_inputs),
         Parameter("rows", None, _ROWS, positive),
+        Parameter("gradients", "no", _GRADIENTS, parse_gradients),
         Parameter("tile", None, "keys a tile (default: the recipe's)", positive, recipe_only=True),
-        Parameter(
-            "q_tile", None, "queries a tile; no effect on forward", positive, recipe_only=True
-        ),
+        Parameter("q_tile", None, "queries a tile, for gradients", positive, recipe_only=True),
     )
 }
 

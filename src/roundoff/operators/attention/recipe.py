@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from roundoff.errors import UsageError
 from roundoff.formats import Format
@@ -23,6 +23,9 @@ from roundoff.sites import (
     Sited,
     resolve,
 )
+
+if TYPE_CHECKING:
+    from roundoff.operators.attention.backward_recipe import Backward
 
 __all__ = [
     "Exponential",
@@ -48,23 +51,27 @@ class Operands:
     """[0] How Q, K and V are quantised on the way in (None: taken as they are).
 
     `rotate` multiplies Q and K by one random orthogonal matrix first ("incoherent
-    processing"), which leaves QK^T as it was and spreads outliers over the head.
+    processing"), which leaves QK^T as it was and spreads outliers over the head. `smooth` takes
+    the mean over all keys from K first (SageAttention), which moves every score of a row alike;
+    the log-sum-exp gets it back.
     """
 
     q: Quantizer | None = None
     k: Quantizer | None = None
     v: Quantizer | None = None
     rotate: bool = False
+    smooth: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Prescale:
     """[1] What is multiplied onto Q and K before the product, and the format that it goes to.
 
-    `none`; `q`: the scale onto Q; `qk`: the square root of its size onto both, its sign onto Q.
+    `none`; `q`, `k`: the scale onto Q or K; `qk`: the square root of its size onto both, its
+    sign onto Q.
     """
 
-    operands: Literal["none", "q", "qk"] = "none"
+    operands: Literal["none", "q", "k", "qk"] = "none"
     format: Element = OPMATH
 
 
@@ -92,13 +99,15 @@ class Maximum:
     - `always`: m follows the largest score of every tile;
     - `lazy`: only if it rises by more than `threshold` (in powers of two);
     - `row`: the maximum of the whole row is found first, so nothing is ever rescaled;
+    - `offset`: m stays `threshold` (in powers of two) above the largest score, so that no entry
+      of P is 1, but those of tied scores are all the same;
     - `tie-safe`: where a tile's maximum is tied, m = beta * maximum if that is positive and 0
       if it is negative, so that no entry of P is exactly 1 (arXiv 2510.04212). The shift is
       capped so that the tied entries of P stay normal numbers: without the cap a maximum of
       -1e4 or 1e4 turns the whole row into 0/0.
     """
 
-    rule: Literal["always", "lazy", "row", "tie-safe"] = "always"
+    rule: Literal["always", "lazy", "row", "tie-safe", "offset"] = "always"
     threshold: float = 0.0
     beta: float = 2.0
     format: Element = OPMATH
@@ -180,6 +189,7 @@ class Recipe(Sited):
     normalise: Normalise = Normalise()
     tile: Tile | TileRule = Tile()
     output: Element = INPUT  # [12] the cast of the output
+    backward: Backward | None = None  # the gradients; None: not known
 
     SITES: ClassVar[Mapping[str, Place]] = {
         "q": Place("operands.q", "Q on its way in", AS_THEY_ARE),
@@ -201,7 +211,38 @@ class Recipe(Sited):
         "pv": Place("pv", "the sum in PV and the running output O"),
         "normalise": Place("normalise.format", "O (or P) over l"),
         "output": Place("output", "the output's cast"),
-    }
+        "backward.lse": Place("backward.lse", "the LSE as the forward pass stored it"),
+        "backward.prescale": Place("backward.prescale.format", "Q (and K) times the scale"),
+        "backward.qk": Place("backward.qk", "the sum in QK^T, again"),
+        "backward.scores": Place("backward.scores", "S as stored, again"),
+        "backward.logits": Place("backward.logits.format", "S after scale and mask, again"),
+        "backward.argument": Place("backward.exponential.argument", "the argument of exp, again"),
+        "backward.approximation": Place(
+            "backward.exponential.approximation", "how exp is computed, again",
+            ("exact", "fexp_u20", "exp_u20"),
+        ),
+        "backward.exp": Place("backward.exponential.format", "the result of exp, again"),
+        "backward.probabilities": Place("backward.probabilities", "P as it enters dV = P^T dO"),
+        "backward.dp": Place("backward.dp", "the sum in dP = dO V^T"),
+        "backward.delta": Place(
+            "backward.delta", "the O that D = rowsum(dO O) is taken of, or P",
+            ("exact", "stored", "weights"),
+        ),
+        "backward.delta_sum": Place("backward.delta_sum", "the row sum D"),
+        "backward.difference": Place("backward.difference", "dP - D"),
+        "backward.ds": Place("backward.ds", "dS = P (dP - D) as it enters dQ and dK"),
+        "backward.scaled": Place("backward.scaled.format", "what the scale is multiplied onto"),
+        "backward.dq": Place("backward.dq", "the sum in dQ = dS K over key tiles"),
+        "backward.dk": Place("backward.dk", "the sum in dK = dS^T Q over query tiles"),
+        "backward.dv": Place("backward.dv", "the sum in dV = P^T dO over query tiles"),
+        "backward.heads": Place("backward.heads", "dK and dV before heads of a group are added"),
+        "backward.output": Place("backward.output", "the cast of the gradients"),
+    }  # fmt: skip
+
+    @property
+    def forward(self) -> Recipe:
+        """The same recipe without its gradients, whose sites then carry nothing in fp64."""
+        return replace(self, backward=None)
 
     def __post_init__(self) -> None:
         if (self.prescale.operands == "none") == (self.logits.scale == "before"):
@@ -218,7 +259,7 @@ class Recipe(Sited):
         q = storage if recipe.prescale.operands == "none" else recipe.prescale.format
         qk = _possible(recipe.qk, q, recipe.operands.q)
         pv = _possible(recipe.pv, recipe.probabilities, recipe.operands.v)
-        return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe))
+        return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe, storage))
 
 
 def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accumulator:
@@ -227,9 +268,21 @@ def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accu
     return total if total.order != "native" or fits else replace(total, order="library")
 
 
-def _possible_sum(recipe: Recipe) -> RowSum:
-    """The row sum, with torch's order where torch.softmax could not take the exponential."""
-    total = recipe.row_sum.accumulator
-    if total.order != "softmax" or recipe.exponential.approximation == "exact":
+def _possible_sum(recipe: Recipe, storage: Format) -> RowSum:
+    """The row sum, with torch's order where torch.softmax would not do what the recipe says."""
+    total, tile = recipe.row_sum.accumulator, recipe.tile
+    if total.order != "softmax":
+        return recipe.row_sum
+    assert isinstance(tile, Tile)
+    plain = resolve(Recipe(name="", doc=""), storage)
+    as_torch = (
+        tile.keys is None
+        and tile.splits == 1
+        and replace(recipe.exponential, log2e="argument", tail=None) == plain.exponential
+        and replace(recipe.maximum, rule="always") == plain.maximum
+        and total.format == plain.row_sum.accumulator.format
+        and recipe.normalise == replace(plain.normalise, when="block")
+    )
+    if as_torch:
         return recipe.row_sum
     return replace(recipe.row_sum, accumulator=replace(total, order="library"))

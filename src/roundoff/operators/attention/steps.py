@@ -116,6 +116,8 @@ def new_maximum(block: Block, m: Tensor, s: Tensor) -> Tensor:
     largest = s.amax(-1, keepdim=True)
     if how.rule == "tie-safe":
         largest = _above_ties(block, s, largest)
+    if how.rule == "offset":
+        largest = largest + how.threshold / (block.unit * LOG2_E)
     new = torch.maximum(m, largest)
     if how.rule == "lazy":
         rise = (largest - m) * (block.unit * LOG2_E)

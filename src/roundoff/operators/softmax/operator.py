@@ -13,13 +13,24 @@ from torch import Tensor
 from roundoff.formats import Format
 from roundoff.operators.inputs import randn, split, stored
 from roundoff.operators.parsing import distribution, positive
-from roundoff.operators.protocol import Outputs, Parameter, Problem, Value, normalise
+from roundoff.operators.protocol import (
+    Outputs,
+    Parameter,
+    Probe,
+    Problem,
+    Question,
+    Value,
+    normalise,
+)
 from roundoff.operators.rowwise import Rowwise, rescale_probes
 from roundoff.operators.softmax import golden
 from roundoff.operators.softmax.catalogue import RECIPES
 from roundoff.operators.softmax.engine import soften
+from roundoff.operators.softmax.probes import probes
+from roundoff.operators.softmax.questions import questions
 from roundoff.operators.softmax.recipe import Recipe
 from roundoff.registry import Registry
+from roundoff.sites import resolve
 
 __all__ = ["SOFTMAX", "Softmax"]
 
@@ -63,6 +74,7 @@ class Softmax(Rowwise):
     doc = "softmax along the rows of a matrix, and its log-sum-exp"
     inputs: tuple[str, ...] = ("x",)
     outputs: tuple[str, ...] = ("y", "lse")
+    statistics: tuple[str, ...] = ("lse",)
     row_axes: ClassVar[Mapping[str, int]] = {"y": 0, "lse": 0}
     cluster_dims = 1
     parameters: Mapping[str, Parameter] = PARAMETERS
@@ -115,6 +127,22 @@ class Softmax(Rowwise):
         fewer = replace(problem, rows=rows[::step])
         high, low = golden.precise(_at_rows(fewer))
         return fewer, {"y": high[0], "lse": high[1]}, {"y": low[0], "lse": low[1]}
+
+    def questions(self, format: Format) -> tuple[Question, ...]:
+        """The space that `explain` searches."""
+        return questions(format)
+
+    def probes(self, format: Format, seed: int) -> tuple[Probe, ...]:
+        """Inputs that show one site each, whatever the order of sums."""
+        return probes(format, seed)
+
+    def natural(self) -> tuple[Mapping[str, Value], ...]:
+        """A few thousand columns, first an odd number of them."""
+        return tuple({"rows": 64, "length": n} for n in (2051, 2048, 512))
+
+    def settled(self, recipe: Recipe, problem: Problem) -> Recipe:
+        """The recipe for one problem: storage format put in."""
+        return resolve(recipe, problem.format)
 
     def cost(self, parameters: Mapping[str, Value]) -> float:
         """Operations of one call: about ten an element."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from roundoff.formats import FORMATS
+from roundoff.operators.attention.backward_recipe import Backward, Tiles
 from roundoff.operators.attention.catalogue.table import add
 from roundoff.operators.attention.recipe import (
     Exponential,
     Logits,
     Maximum,
+    Normalise,
     Recipe,
     RowSum,
     Tile,
@@ -17,7 +19,25 @@ from roundoff.operators.attention.recipe import (
 )
 from roundoff.sites import Accumulator
 
-__all__ = ["FA2"]
+__all__ = ["FA2", "FA2_BACKWARD"]
+
+_ANY = 0  # any number of queries
+FA2_BACKWARD = Backward(
+    logits=Logits("fma"),
+    exponential=Exponential("2", log2e="scale"),
+    dq=Accumulator(order="unordered"),
+    dk=Accumulator(order="fused"),
+    dv=Accumulator(order="fused"),
+    tile=Tiles(
+        (
+            (64, _ANY, Tile(128, 128, "backward")),
+            (128, _ANY, Tile(128, 64, "backward")),
+            (256, _ANY, Tile(64, 64, "backward")),
+        )
+    ),
+)
+"""P again in base 2 from the LSE, D from the stored O, P and dS cast to the input's format, dK
+and dV in registers over queries from last to first, dQ added up in fp32 in any order."""
 
 FA2 = add(
     Recipe(
@@ -27,6 +47,7 @@ FA2 = add(
         known="read",
         logits=Logits("fma"),
         exponential=Exponential("2", log2e="scale"),
+        normalise=Normalise("end", "reciprocal"),
         tile=TileRule(
             (
                 (64, None, Tile(128, 128, "backward")),
@@ -35,6 +56,7 @@ FA2 = add(
                 (256, None, Tile(64, 128, "backward")),
             )
         ),
+        backward=FA2_BACKWARD,
     )
 )
 add(
@@ -50,6 +72,17 @@ add(
                 (128, False, Tile(32, 128, "backward")),
                 (256, None, Tile(64, 64, "backward")),
             )
+        ),
+        backward=replace(
+            FA2_BACKWARD,
+            tile=Tiles(
+                (
+                    (32, _ANY, Tile(128, 128, "backward")),
+                    (96, _ANY, Tile(128, 64, "backward")),
+                    (192, _ANY, Tile(64, 64, "backward")),
+                    (256, _ANY, Tile(32, 64, "backward")),
+                )
+            ),
         ),
     )
 )
@@ -70,6 +103,7 @@ add(
                 (256, None, Tile(80, 128, "backward")),
             )
         ),
+        backward=None,
     )
 )
 add(
@@ -79,8 +113,23 @@ add(
         doc="fa2 with FlashAttention-4's lazy maximum (rescale above a rise of 2^8)",
         maximum=Maximum("lazy", threshold=8.0),
         source="arXiv 2603.05451",
+        backward=None,
     )
 )
+add(
+    replace(
+        FA2,
+        name="fa4",
+        doc="FlashAttention-4 on sm100: lazy maximum, a cubic for four in sixteen exponentials",
+        source="flash-attention flash_attn/cute, 4.0 beta; arXiv 2603.05451",
+        maximum=Maximum("lazy", threshold=8.0),
+        # The share of the cubic is tuned by head dim and release; the hardware takes the others.
+        exponential=Exponential(
+            "2", log2e="scale", approximation="cubic_exp2", columns=(16, 4)
+        ),
+        tile=Tile(128, 128, "backward"),
+    )
+)  # fmt: skip
 
 BF16 = FORMATS["bf16"]
 _NARROW_STATE = {

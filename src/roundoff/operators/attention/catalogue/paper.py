@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from roundoff.formats import FORMATS, Format
+from roundoff.operators.attention.backward_recipe import Backward, Scaled
 from roundoff.operators.attention.catalogue.table import RECIPES, add
 from roundoff.operators.attention.recipe import (
     Exponential,
@@ -35,6 +36,7 @@ def all_in(format: Format) -> Recipe:
         row_sum=RowSum("after", Accumulator(format)),
         pv=Accumulator(format),
         normalise=Normalise("block", "division", format),
+        backward=replace(_backward_in(format), weights="saved", delta="weights"),
     )
 
 
@@ -46,6 +48,28 @@ def tiled_in(format: Format) -> Recipe:
         doc=f"flash attention with every result and the whole state stored in {format.name}",
         normalise=Normalise("end", "division", format),
         tile=Tile(64),
+        backward=replace(_backward_in(format), tile=Tile(64, 64)),
+    )
+
+
+def _backward_in(format: Format) -> Backward:
+    total = Accumulator(format)
+    return Backward(
+        lse=format,
+        qk=total,
+        scores=format,
+        logits=Logits("after", format),
+        exponential=Exponential(argument=format, format=format),
+        probabilities=format,
+        dp=total,
+        delta_sum=total,
+        difference=format,
+        ds=format,
+        scaled=Scaled("ds", format),
+        dq=total,
+        dk=total,
+        dv=total,
+        heads=format,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from roundoff.operators.attention.backward_recipe import Backward, Scaled, Tiles
 from roundoff.operators.attention.catalogue.table import add
 from roundoff.operators.attention.recipe import (
     Exponential,
@@ -29,6 +30,14 @@ TORCH_MATH = add(
         row_sum=RowSum("before", Accumulator(order="softmax")),
         probabilities=OPMATH,
         normalise=Normalise("block"),
+        backward=Backward(
+            weights="saved",
+            probabilities=OPMATH,
+            delta="weights",
+            delta_sum=Accumulator(order="softmax"),
+            ds=OPMATH,
+            heads=OPMATH,
+        ),
     )
 )
 add(
@@ -42,8 +51,19 @@ add(
         logits=Logits("before", INPUT),
         probabilities=INPUT,
         pv=Accumulator(INPUT, order="native"),
+        backward=Backward(
+            weights="saved",
+            dp=Accumulator(INPUT, order="native"),
+            delta="weights",
+            delta_sum=Accumulator(order="softmax"),
+            scaled=Scaled("sums", INPUT),
+            dq=Accumulator(INPUT, order="native"),
+            dk=Accumulator(INPUT, order="native"),
+            dv=Accumulator(INPUT, order="native"),
+        ),
     )
 )
+_ONTO_INPUT = Accumulator(INPUT, order="native", rounds="update")
 add(
     Recipe(
         name="torch-cpu-flash",
@@ -57,5 +77,21 @@ add(
         pv=Accumulator(order="fused"),
         normalise=Normalise("end", "reciprocal"),
         tile=Tile(512),
+        backward=Backward(
+            exponential=Exponential(approximation=ByStorage("sleef_u10", "sleef_u10", "exact")),
+            delta_sum=Accumulator(order="vector", lanes=ByStorage(32, 16, 8)),
+            scaled=Scaled("products"),
+            dq=_ONTO_INPUT,
+            dk=_ONTO_INPUT,
+            dv=_ONTO_INPUT,
+            heads=None,
+            tile=Tiles(
+                (
+                    (2**31, 768, Tile(512, 256)),
+                    (2**31, 192, Tile(512, 64)),
+                    (2**31, 0, Tile(512, 32)),
+                )
+            ),
+        ),
     )
 )

@@ -1,0 +1,143 @@
+"""Search a space of recipes for the one that gives a kernel's bits on the probes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from roundoff.attribution.witness import Witness, same
+from roundoff.errors import UnsupportedError, UsageError
+from roundoff.operators.protocol import Answer, Label, Operator, Question
+from roundoff.sites import rewritten
+
+__all__ = ["Search", "Standing"]
+
+ROUNDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The best recipe beside its best rival with another answer: elements in which each is right.
+
+    Only elements in which the two differ count; both are wrong in the rest of `differ`.
+    """
+
+    label: Label
+    differ: int
+    right: int
+    rival: int
+
+
+@dataclass
+class Search:
+    """The space of an operator's questions, searched group by group.
+
+    `tell` is called with the number of recipes run so far.
+    """
+
+    operator: Operator
+    questions: Sequence[Question]
+    witnesses: Sequence[Witness]
+    tell: Callable[[int], None] = lambda _: None
+    _scores: dict[tuple[int, Any], float] = field(default_factory=dict[tuple[int, Any], float])
+
+    def outputs(self, recipe: Any, witness: Witness) -> Tensor:
+        """What `recipe` gives on a probe; raises `UnsupportedError` if it cannot."""
+        outputs, _ = self.operator.run(recipe, witness.problem)
+        return outputs[self.operator.outputs[0]].double()
+
+    def score(self, recipe: Any, groups: Iterable[str] | None = None) -> float:
+        """Shares of the kernel's bits, summed over the probes that show the groups; -1: cannot run.
+
+        Every probe counts alike, however many elements it has.
+        """
+        wanted = None if groups is None else set(groups)
+        total = 0.0
+        for at, witness in enumerate(self.witnesses):
+            if wanted is None or wanted & set(witness.probe.groups):
+                share = self.share(at, recipe)
+                if share < 0:
+                    return -1.0
+                total += share
+        return total
+
+    def share(self, at: int, recipe: Any) -> float:
+        """The share of the kernel's bits that `recipe` gives on one probe; -1: it cannot run."""
+        key = at, recipe
+        if key not in self._scores:
+            self._scores[key] = self._measured(at, recipe)
+            self.tell(len(self._scores))
+        return self._scores[key]
+
+    def _measured(self, at: int, recipe: Any) -> float:
+        witness = self.witnesses[at]
+        try:
+            return same(self.outputs(recipe, witness), witness.output).double().mean().item()
+        except UnsupportedError:
+            return -1.0
+
+    def climb(self, recipe: Any) -> Any:
+        """Answer group after group as the probes say, until nothing changes.
+
+        A group is asked only when those before it are at rest, so that what is seen most
+        easily is settled before rarer answers are tried on its account.
+        """
+        groups = self.groups()
+        for count in range(1, len(groups) + 1):
+            recipe = self._rest(recipe, groups[:count])
+        return recipe
+
+    def _rest(self, recipe: Any, groups: Sequence[str]) -> Any:
+        for _ in range(ROUNDS):
+            before = recipe
+            for group in groups:
+                recipe = max(
+                    (recipe, *self.variants(recipe, group)), key=lambda r: self.score(r, [group])
+                )
+            if recipe == before:
+                break
+        return recipe
+
+    def groups(self) -> list[str]:
+        """The groups of the questions, in their order."""
+        return list(dict.fromkeys(q.group for q in self.questions))
+
+    def variants(
+        self, recipe: Any, group: str, fixed: Mapping[str, Answer] | None = None
+    ) -> Iterator[Any]:
+        """The recipe under every combination of answers in a group; `fixed` answers stay."""
+        asked = [q for q in self.questions if q.group == group]
+        choices = [(fixed[q.name],) if fixed and q.name in fixed else q.answers for q in asked]
+        for answers in itertools.product(*choices):
+            changes = {path: value for a in answers for path, value in a.changes.items()}
+            try:
+                yield rewritten(recipe, changes)
+            except UsageError:
+                continue
+
+    def standings(self, recipe: Any, question: Question) -> list[Standing]:
+        """The recipe against the best of those that answer the question otherwise."""
+        chosen = question.label(recipe)
+        found: list[Standing] = []
+        for answer in question.answers:
+            if answer.label == chosen:
+                continue
+            rivals = self.variants(recipe, question.group, {question.name: answer})
+            best = max(rivals, key=lambda r: self.score(r, [question.group]), default=None)
+            if best is not None and self.score(best, [question.group]) >= 0:
+                found.append(self._standing(answer.label, recipe, best))
+        return found
+
+    def _standing(self, label: Label, recipe: Any, other: Any) -> Standing:
+        differ = right = rival = 0
+        for witness in self.witnesses:
+            ours, theirs = (self.outputs(r, witness) for r in (recipe, other))
+            apart = ~same(ours, theirs)
+            differ += int(apart.sum())
+            right += int((apart & same(ours, witness.output)).sum())
+            rival += int((apart & same(theirs, witness.output)).sum())
+        return Standing(label, differ, right, rival)

@@ -1,0 +1,212 @@
+"""`explain` on kernels that the engine knows nothing of, and on those of torch."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import roundoff
+from roundoff.attribution.emit import declaration, emit
+from roundoff.attribution.explain import explain
+from roundoff.errors import KernelError, UnknownNameError, UsageError
+from roundoff.formats import get_format
+from roundoff.kernels.user import function_kernel
+from roundoff.operators import OPERATORS
+from roundoff.operators.protocol import Problem
+from roundoff.sites import Accumulator, Exponential
+
+from .plain import SPACE, attention_of, drawn, others
+
+ATTENTION = OPERATORS["attention"]
+KERNELS = 24
+GROUPS = 6
+NAMES = {None: "fp32", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def truth(choices):
+    """What `explain` should say of each place."""
+    said = {name: getattr(choices, name) for name in SPACE}
+    said |= {name: NAMES[said[name]] for name in ("probs", "accumulator")}
+    return said | {"kv_tile": said["kv_tile"] or "row", "scale": said["scale"].split()[0]}
+
+
+def bits(choices, problems):
+    function = attention_of(choices)
+    return [
+        function(*(p.inputs[n].to(torch.bfloat16) for n in "qkv"))[:, :, p.rows] for p in problems
+    ]
+
+
+def undecidable(choices):
+    """The places at which some other choice changes no bit on any probe, by the kernels alone."""
+    problems = [p.problems[0]() for p in ATTENTION.probes(get_format("bf16"), 0)]
+    ours = bits(choices, problems)
+    return {
+        name
+        for name, other in others(choices)
+        if all(map(torch.equal, ours, bits(other, problems)))
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_kernels_written_independently_are_seen_through(group):
+    """At least 95 % of the decidable places, and none that cannot be decided called certain."""
+    asked, right = 0, 0
+    for seed in range(group, KERNELS, GROUPS):
+        choices = drawn(seed)
+        sites, said, open_ = (
+            explain(attention_of(choices)).sites,
+            truth(choices),
+            undecidable(choices),
+        )
+        for name, choice in said.items():
+            if name in open_:
+                assert sites[name].confidence != "certain", (choices, name)
+            else:
+                asked += 1
+                right += sites[name].choice == choice
+                assert sites[name].choice == choice or sites[name].confidence != "certain"
+    assert right >= 0.95 * asked
+
+
+def test_torch_cpu_flash():
+    found = explain("torch-cpu-flash")
+    assert found.described == "torch-cpu-flash"
+    assert found.verdict == "explained by torch-cpu-flash"
+    expected = {
+        "kv_tile": 512, "probs": "bf16", "row_sum": "before", "exp_base": "e", "scale": "after",
+        "accumulator": "fp32", "direction": "forward", "normalise": "end",
+        "approximation": "fexp_u20", "maximum": "always", "scores": "fp32",
+    }  # fmt: skip
+    assert {n: found.sites[n].choice for n in expected} == expected
+    assert {found.sites[n].confidence for n in expected} == {"certain"}
+
+
+def test_torch_math():
+    found = explain("torch-math")
+    assert found.verdict == "explained by torch-math"
+    assert found.match == 1.0
+    expected = {
+        "kv_tile": "row", "probs": "fp32", "exp_base": "e", "scale": "qk", "normalise": "block",
+    }  # fmt: skip
+    assert {n: found.sites[n].choice for n in expected} == expected
+    assert {found.sites[n].confidence for n in expected} == {"certain"}
+    # One tile has no direction, and a P that is not cast is added to l as it is.
+    assert found.sites["direction"].confidence == "undecidable"
+    assert found.sites["row_sum"].confidence == "undecidable"
+
+
+def test_softmax_is_explained_by_the_same_code():
+    found = explain("torch-softmax", operator="softmax")
+    assert found.verdict == "explained by torch"
+    assert found.match == 1.0
+    assert found.sites["sum"].choice == "fp32"
+
+
+def plain(q, k, v):
+    return scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+
+
+def truncated(q, k, v):
+    out = scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return (out.view(torch.int32) & -65536).view(torch.float32).to(q.dtype)
+
+
+def noisy(q, k, v):
+    out = scaled_dot_product_attention(q.float(), k.float(), v.float())
+    generator = torch.Generator().manual_seed(q.shape[2])
+    return (out * (1 + 0.03 * torch.randn(out.shape, generator=generator))).to(q.dtype)
+
+
+def test_an_output_that_is_cut_off_is_biased():
+    found = explain(truncated)
+    assert found.verdict.startswith("biased")
+    assert found.residue.gain < -1e-3
+
+
+def test_errors_that_no_recipe_has_are_sized():
+    found = explain(noisy)
+    assert found.verdict.endswith("times larger than any recipe explains")
+    assert found.residue.err_ratio > 3
+
+
+def test_a_kernel_that_does_not_repeat_itself_is_told():
+    def shaky(q, k, v):
+        return noisy(q, k, v) if torch.rand(()) < 0.5 else plain(q, k, v)
+
+    assert min(explain(shaky, seed=s).residue.repeats for s in range(4)) < 1
+
+
+def test_only_what_a_kernel_takes_is_asked_of_it():
+    @roundoff.kernel(head_dims=(128,), formats=("fp16",), seq_multiple=128)
+    def narrow(q, k, v):
+        assert q.shape == k.shape
+        assert q.shape[3] == 128
+        assert q.shape[2] % 128 == 0
+        return plain(q, k, v)
+
+    found = explain(narrow)
+    assert found.format.name == "fp16"
+    assert found.sites["probs"].choice == "fp32"
+    assert found.verdict.startswith("explained by")
+
+
+def test_a_kernel_that_takes_nothing():
+    def none(q, k, v):
+        raise ValueError("not today")
+
+    with pytest.raises(KernelError, match="took none of the probes in bf16 or fp16 or fp32"):
+        explain(none)
+
+
+def test_names():
+    with pytest.raises(UnknownNameError, match="did you mean 'torch-math'"):
+        explain("torch-mth")
+    with pytest.raises(UsageError, match="is a recipe, which explains itself"):
+        explain("recipe:fa2")
+
+
+def test_what_is_emitted_can_be_run_again(tmp_path):
+    found = explain(truncated)
+    repro, source = emit(found, tmp_path / "repro")
+    space = {}
+    exec(source.read_text(), space)
+    assert space["RECIPE"] == found.recipe
+    from safetensors.torch import load_file
+
+    tensors = load_file(repro)
+    example = found.residue.example
+    format = get_format("bf16")
+    inputs = {n: tensors[n].float() for n in "qkv"}
+    problem = Problem(inputs, format, ATTENTION.settle({"seq_len": inputs["q"].shape[2]}))
+    outputs, _ = ATTENTION.run(found.recipe, problem)
+    again = outputs["out"].double().index_select(-2, tensors["rows"])
+    assert torch.equal(again, tensors["recipe"])
+    kernel = function_kernel(truncated, "attention").run(problem)["out"].double()
+    assert torch.equal(kernel.index_select(-2, tensors["rows"]), tensors["kernel"])
+    worst = (tensors["kernel"] - tensors["recipe"]).abs().amax()
+    assert worst == (example.kernel - example.recipe).abs().amax()
+
+
+@pytest.mark.parametrize("name", ATTENTION.recipes)
+def test_every_recipe_can_be_declared(name):
+    space = {}
+    exec(declaration(ATTENTION.recipes[name]), space)
+    assert space["RECIPE"] == ATTENTION.recipes[name]
+
+
+def test_a_format_of_ones_own_is_declared():
+    recipe = ATTENTION.recipes["fa2"].choose({"pv": Accumulator(get_format("e8m9"))})
+    space = {}
+    exec(declaration(recipe), space)
+    assert space["RECIPE"] == recipe
+    assert "Exponential" in declaration(recipe)
+    assert Exponential("2", log2e="scale") == recipe.exponential

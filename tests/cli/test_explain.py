@@ -1,0 +1,63 @@
+"""The command `roundoff explain`."""
+
+import json
+
+import pytest
+
+MINE = """
+def attention(q, k, v):
+    s = (q.float() @ k.float().mT) * q.shape[-1] ** -0.5
+    return (s.softmax(-1) @ v.float()).to(q.dtype)
+"""
+SITES = {
+    "kv_tile", "probs", "row_sum", "exp_base", "scale", "accumulator", "direction", "normalise",
+}  # fmt: skip
+
+
+@pytest.fixture
+def mine(folder):
+    (folder.path / "mine.py").write_text(MINE)
+    return "mine.py:attention"
+
+
+def test_a_kernel_of_ones_own_as_json(inside, mine, folder):
+    out, _ = inside("explain", mine, "--json", "--emit", "repro", "--output", "explained.json")
+    document = json.loads(out)
+    assert {"schema", "recipe", "sites", "match", "null", "lift", "verdict"} <= document.keys()
+    assert document["sites"].keys() >= SITES
+    for site in document["sites"].values():
+        assert site["confidence"] in ("certain", "likely", "undecidable")
+    assert document["sites"]["probs"]["choice"] == "fp32"
+    assert document["sites"]["kv_tile"]["choice"] == "row"
+    written = {p.name for p in (folder.path / "repro").iterdir()}
+    assert written == {"repro.safetensors", "recipe.py"}
+    assert json.loads((folder.path / "explained.json").read_text())["verdict"]
+    inside(
+        "bench", "--kernel", mine, "--inputs", "file:repro/repro.safetensors", "--seq-len", "515"
+    )
+
+
+def test_the_table(inside):
+    out, err = inside("explain", "torch-softmax", "--operator", "softmax")
+    assert out.startswith("torch-softmax in bf16: explained by torch\n")
+    assert max(map(len, out.splitlines())) <= 100
+    assert "match 100.0000%" in err
+    assert "again: roundoff explain" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["torch-cpu-flsh"], "did you mean 'torch-cpu-flash'"),
+        (["missing.py:attention"], "cannot import"),
+        (["torch-math", "--format", "bf15"], "did you mean 'bf16'"),
+        (["torch-math", "--operator", "softmax"], "computes attention, not softmax"),
+        (["torch-math", "--operator", "sofmax"], "did you mean 'softmax'"),
+        (["torch-math-reduced", "--format", "fp32"], "took none of the probes in fp32"),
+    ],
+)
+def test_bad_input_gives_one_line(inside, arguments, message):
+    out, err = inside("explain", *arguments, status=2)
+    assert out == ""
+    assert message in err
+    assert err.strip().count("\n") == 0

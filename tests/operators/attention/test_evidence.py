@@ -1,0 +1,32 @@
+"""What is said to be known of a recipe is what the evidence file holds."""
+
+import math
+
+import pytest
+
+from roundoff.kernels import KERNELS
+from roundoff.operators.attention.catalogue import RECIPES
+from roundoff.operators.attention.evidence import evidence_of
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_run_exactly_where_there_is_evidence(name):
+    assert (RECIPES[name].known == "run") == (evidence_of(name) is not None)
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if evidence_of(n)])
+def test_evidence_is_whole(name):
+    found = evidence_of(name)
+    assert name in KERNELS
+    assert found.version
+    assert found.instructions
+    for formats in found.held.values():
+        assert formats
+        for held in formats.values():
+            assert held.cells > 0
+            assert 0 <= held.worst <= held.match <= 1
+            assert held.match > held.null
+            lift = (held.match - held.null) / (1 - held.null)
+            assert math.isclose(held.lift, lift, abs_tol=1e-12)
+            assert held.match >= held.floor - 1e-3, "further off than another order of its sums"
+            assert 0 <= held.r2 <= 1 + 1e-9
