@@ -33,30 +33,32 @@ def _wide(context: Any) -> Any:  # noqa: ARG001 - Numba's signature
 
 
 def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
-    """a * b + c of float32 with one rounding."""
+    """a * b + c of one type with one rounding."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.fma(*arguments)
 
-    return types.float32(types.float32, types.float32, types.float32), generate
+    return a(a, a, a), generate
 
 
 def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
-    """The bits of a float32 as int32."""
+    """The bits of a float32 or float64 as an integer."""
+    integer: Any = types.int32 if x == types.float32 else types.int64
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(arguments[0], ir.IntType(32))
+        return builder.bitcast(arguments[0], ir.IntType(integer.bitwidth))
 
-    return types.int32(types.float32), generate
+    return integer(x), generate
 
 
 def _number(context: Any, b: Any) -> Any:  # noqa: ARG001
-    """The float32 that has these bits."""
+    """The float32 or float64 that has these bits."""
+    narrow = b == types.int32
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(arguments[0], ir.FloatType())
+        return builder.bitcast(arguments[0], ir.FloatType() if narrow else ir.DoubleType())
 
-    return types.float32(types.int32), generate
+    return (types.float32 if narrow else types.float64)(b), generate
 
 
 def _sum_of_64(context: Any, y: Any) -> Any:  # noqa: ARG001

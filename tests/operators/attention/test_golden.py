@@ -118,7 +118,8 @@ def test_blocks_of_rows_change_nothing(make_call, monkeypatch):
 
     call = make_call(n=37)
     whole, condition = golden(call)
-    monkeypatch.setattr(module, "BLOCK", 37 * 2 * 5)
+    monkeypatch.setattr(module, "MOST_ROWS", 5)
+    monkeypatch.setattr(module, "HELD", 1)
     blocks, again = golden(call)
     assert (blocks.out - whole.out).abs().max() < 1e-15
     assert again == pytest.approx(condition)
@@ -161,3 +162,27 @@ def test_nan_and_infinity_are_not_dropped(tensor, value, make_call):
     out = golden(call)[0].out
     assert not out[0, 0, 3].isfinite().all()
     assert out[0, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_large_logits_and_no_compiled_loops(mask, make_call, monkeypatch):
+    """Beyond 2^900 the maximum is found first; the loops of torch give the same to 1e-14."""
+    from roundoff.operators.attention import golden as module
+
+    small, large = make_call(n=40, mask=mask), make_call(n=40, mask=mask, spread=30.0)
+    fast = [golden(call)[0] for call in (small, large)]
+    assert error(fast[1].out, naive(large)[0], weight(large).clamp_min(1e-300)) <= 4e-13
+    assert error(fast[1].lse, naive(large)[1], large.q.square().sum(-1).amax()) <= 1e-14
+    monkeypatch.setattr(module, "_loops", lambda: None)
+    for call, result in zip((small, large), fast, strict=True):
+        again = golden(call)[0]
+        assert error(again.out, result.out, weight(call).clamp_min(1e-300)) <= 1e-14
+        assert error(again.lse, result.lse, result.lse.abs().clamp(1.0, 1e300)) <= 1e-14
+
+
+def test_the_condition_may_be_left_out(make_call):
+    call = make_call(n=40, mask="causal")
+    with_it, without = golden(call)[0], golden(call, condition=False)
+    assert without[1] == {}
+    assert (with_it.out - without[0].out).abs().max() < 1e-15
+    assert torch.equal(with_it.lse, without[0].lse)

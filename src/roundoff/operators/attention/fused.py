@@ -54,7 +54,7 @@ def takes(recipe: Recipe) -> bool:
     how, tile = recipe.exponential, recipe.tile
     sums = (recipe.qk, recipe.pv, recipe.row_sum.accumulator)
     return (
-        not recipe.wide
+        not recipe.forward.wide
         and all(getattr(recipe, name) == value for name, value in unknown.items())
         and all(replace(s, format=FP32, rounds="operation") == Accumulator(FP32) for s in sums)
         and replace(how, base="e", log2e="argument", argument=FP32, format=FP32)

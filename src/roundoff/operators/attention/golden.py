@@ -1,4 +1,4 @@
-"""Golden attention: float64, whole or at sampled rows, in memory O(rows of a block x keys).
+"""Golden attention: float64, whole or at sampled rows, in memory O(rows x head_dim).
 
 A golden row needs one query and all keys, so sampled rows cost O(rows x keys x head_dim),
 and are exact rows of the whole result. `precise` goes far beyond float64 for float64
@@ -7,7 +7,10 @@ candidates.
 
 from __future__ import annotations
 
+import importlib
 import math
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,17 +18,24 @@ from torch import Tensor
 
 from roundoff.operators.arithmetic import plain_arithmetic
 from roundoff.operators.attention.call import Attention, Call
+from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operands import shared_heads
 from roundoff.operators.precise import as_numbers, as_pair
-from roundoff.registry import require
+from roundoff.registry import is_installed, require
 
 __all__ = ["golden", "precise"]
 
-BLOCK = 2**21
-"""Scores held at a time."""
+MOST_ROWS, HELD = 512, 2**17
+"""Rows of a block, and scores held at a time (a megabyte, which stays in a core's cache)."""
+
+CONVERTED = 2**24
+"""Keys times head dim up to which a head's K and V are taken to float64 as a whole."""
+
+LOG2_E, LN_2 = 1.4426950408889634, math.log(2)
+SMALL = 900.0  # 2^x of nothing larger than this overflows or underflows, in sums neither
 
 
-def golden(call: Call) -> tuple[Attention, dict[str, float]]:
+def golden(call: Call, *, condition: bool = True) -> tuple[Attention, dict[str, float]]:
     """Output and LSE of the call's rows in float64, and the condition of the problem.
 
     The error is at most 1e-14 of sum p|v| while logits stay below about 30 in size, and
@@ -33,46 +43,121 @@ def golden(call: Call) -> tuple[Attention, dict[str, float]]:
 
     The condition: `cancellation`, the rms over outputs of sum p|v| over the rms of |o|, by
     which relative errors of P and V are magnified; `logit_max` and `logit_range` (largest
-    size of a visible logit, and largest spread in a row).
+    size of a visible logit, and largest spread in a row). It takes half as long again, so that
+    it can be left out.
     """
+    batch, heads, _, _ = call.q.shape
     with plain_arithmetic(call.q.device):
-        q = call.q.double()[..., call.rows, :]
-        k, v = (shared_heads(x.double(), q.shape[1]) for x in (call.k, call.v))
-        size = max(1, BLOCK // max(1, k.shape[-2] * q.shape[0] * q.shape[1]))
-        parts = [
-            _rows(call, q[..., at : at + size, :], k, v, call.rows[at : at + size])
-            for at in range(0, max(1, q.shape[-2]), size)
-        ]
-    out, lse, weight, logits = (
-        torch.cat([p[i] for p in parts], axis) for i, axis in enumerate((-2, -1, -2, -2))
-    )
-    return Attention(out, lse), _condition(out, weight, logits)
+        found = [_head(call, b, h, condition) for b in range(batch) for h in range(heads)]
+    dims = call.v.shape[-1]
+    found = found or [call.q.new_zeros((0, len(call.rows), 2 * dims + 3), dtype=torch.float64)]
+    whole = torch.stack(found).view(batch, heads, len(call.rows), 2 * dims + 3)
+    parts: list[Tensor] = list(torch.split(whole, [dims, dims, 1, 2], dim=-1))
+    out, weight, lse, logits = parts
+    result = Attention(out, lse.squeeze(-1))
+    return result, _condition(out, weight, logits) if condition else {}
 
 
-def _rows(
-    call: Call, q: Tensor, k: Tensor, v: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not k.shape[-2]:
-        return _nothing_seen(q, v)
-    s = (q @ k.transpose(-1, -2)) * call.scale
-    s = call.mask.apply(s, rows, slice(0, k.shape[-2]), call.lengths)
-    hidden = s == float("-inf")
-    low = s.masked_fill(hidden, float("inf")).amin(-1, keepdim=True)
-    m = s.amax(-1, keepdim=True)
-    base = m.masked_fill(m == float("-inf"), 0.0)
-    p = (s - base).exp_()
-    total = p.sum(-1, keepdim=True)
-    empty = total == 0
-    out = ((p @ v) / total).masked_fill(empty, 0.0)
-    weight = ((p @ v.abs()) / total).masked_fill(empty, 0.0)
-    lse = (base + total.log()).squeeze(-1)
-    return out, lse, weight, torch.cat([low, m], -1)
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """One head, with logits in powers of two: Q [R,D] in float64, and K [M,D], V [M,Dv] as given.
+
+    `small`: no logit is larger than `SMALL`, so that nothing need be taken from any; `plain`:
+    the compiled loops may have them, since there is no NaN and no infinity but -inf.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Mask
+    rows: Tensor
+    lengths: tuple[int, int]
+    small: bool
+    plain: bool
+
+    def scores(self, at: slice, keys: slice, room: Tensor) -> Tensor:
+        """S of a block of rows and a tile of keys, in powers of two, hidden ones at -inf."""
+        q, k = self.q[at], self.k[keys].double()
+        s = torch.mm(q, k.T, out=room[: len(q) * len(k)].view(len(q), len(k)))
+        return self.mask.apply(s, self.rows[at], keys, self.lengths, unit=LN_2)
 
 
-def _nothing_seen(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    zero = q.new_zeros((*q.shape[:-1], v.shape[-1]))
-    lse = q.new_full(q.shape[:-1], -math.inf)
-    return zero, lse, zero, torch.stack([-lse, lse], -1)
+def _head(call: Call, b: int, h: int, condition: bool) -> Tensor:
+    """Of one head's rows [R, 2 Dv + 3]: output, sum p|v|, LSE, smallest and largest logit."""
+    group = h * call.k.shape[1] // call.q.shape[1]
+    k, v = call.k[b, group], call.v[b, group]
+    if k.shape[-2] * max(k.shape[-1], v.shape[-1]) <= CONVERTED:
+        k, v = k.double(), v.double()
+    tensor = call.mask.tensor
+    if tensor is not None:
+        tensor = tensor.expand(*call.q.shape[:2], -1, -1)[b, h]
+    mask = replace(call.mask, tensor=tensor)
+    q = call.q[b, h, call.rows].double() * (call.scale * LOG2_E)
+    bound = _magnitude(q) * _magnitude(k) * q.shape[-1]
+    bounded = mask.kind != "additive" and math.isfinite(bound)
+    plain = bounded and q.device.type == "cpu" and not torch.compiler.is_compiling()
+    head = _Head(q, k, v, mask, call.rows, call.lengths, bounded and bound < SMALL, plain)
+    size = -(-len(q) // max(1, -(-len(q) // MOST_ROWS)))
+    room = q.new_empty(max(HELD, size * 256))
+    parts = [
+        _rows(head, slice(at, min(at + size, len(q))), condition, room)
+        for at in range(0, max(1, len(q)), max(1, size))
+    ]
+    return torch.cat(parts)
+
+
+def _magnitude(x: Tensor) -> float:
+    if not x.numel():
+        return 0.0
+    low, high = torch.aminmax(x)
+    return max(-low.item(), high.item()) if not low.isnan() else math.nan
+
+
+def _rows(head: _Head, at: slice, condition: bool, room: Tensor) -> Tensor:
+    rows, kv_len = at.stop - at.start, len(head.k)
+    width = len(room) // max(1, rows)
+    tiles = [slice(start, min(start + width, kv_len)) for start in range(0, kv_len, width)]
+    column = head.q.new_full((rows,), -math.inf)
+    low, high = -column, column
+    if not head.small:
+        for keys in tiles:
+            high = torch.maximum(high, head.scores(at, keys, room).amax(-1))
+    shift = high.masked_fill(high == -math.inf, 0.0)
+    total = torch.zeros_like(column)
+    dims = head.v.shape[-1]
+    sums = head.q.new_zeros((rows, 2 * dims if condition else dims))  # of p v, and of p|v|
+    for keys in tiles:
+        s, v = head.scores(at, keys, room), head.v[keys].double()
+        if condition:
+            low = torch.minimum(low, s.masked_fill(s == -math.inf, math.inf).amin(-1))
+            high = torch.maximum(high, s.amax(-1))
+            v = torch.cat([v, v.abs()], -1)
+        sums.addmm_(_weighed(head, s, shift, total), v)
+    means = (sums / total[:, None]).masked_fill((total == 0)[:, None], 0.0)
+    weight = means[:, dims:] if condition else means
+    lse = shift * LN_2 + total.log()
+    ends = torch.stack([lse, low * LN_2, high * LN_2], -1)
+    return torch.cat([means[:, :dims], weight, ends], -1)
+
+
+def _weighed(head: _Head, s: Tensor, shift: Tensor, total: Tensor) -> Tensor:
+    """2^(S - shift), in place of S where that can be; its row sums are added to `total`."""
+    loops = _loops() if head.plain else None
+    if loops is None:
+        p = torch.exp2(s if head.small else s - shift[:, None])
+        total += p.sum(-1)
+        return p
+    if head.small and head.mask.kind == "none":
+        loops.weigh_small(s.numpy(), total.numpy())
+    else:
+        loops.weigh(s.numpy(), shift.numpy(), total.numpy())
+    return s
+
+
+@cache
+def _loops() -> Any:
+    name = "roundoff.operators.attention._weights"
+    return importlib.import_module(name) if is_installed("numba") else None
 
 
 def _condition(out: Tensor, weight: Tensor, logits: Tensor) -> dict[str, float]:

@@ -1,0 +1,85 @@
+"""Golden's exponentials and their row sums in one compiled loop, float64.
+
+Not bit for bit what torch gives: both are within a few ulp, and golden promises no more.
+"""
+# Types in here are Numba's, which has no stubs.
+# pyright: reportUntypedFunctionDecorator=false, reportMissingParameterType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import numba
+
+from roundoff.operators._numba import compiled
+from roundoff.operators._vector import bits, fma, number, wide
+
+__all__ = ["weigh", "weigh_small"]
+
+TO_WHOLE = 1.5 * 2.0**52 + 1023  # added, it leaves a whole number and the exponent's bias
+LOWEST = -1021.0  # 2^x is a normal number from here on, and 0 is near enough below
+# (2^f - 1) / f at the Chebyshev nodes of +-1/2.
+COEFFICIENTS = (
+    4.4549605981865186e-10,
+    7.072585949269223e-09,
+    1.0178062445845774e-07,
+    1.321544258792169e-06,
+    1.525273382983612e-05,
+    0.0001540353044173605,
+    0.0013333558146416936,
+    0.009618129107606888,
+    0.0555041086648216,
+    0.24022650695910097,
+    0.6931471805599453,
+)
+
+
+@numba.njit(nogil=True)
+def _exp2(x):
+    """2^x of x from `LOWEST` to 1023, to about an ulp."""
+    shifted = x + TO_WHOLE
+    f = x - (shifted - TO_WHOLE)
+    q = COEFFICIENTS[0]
+    q = fma(q, f, COEFFICIENTS[1])
+    q = fma(q, f, COEFFICIENTS[2])
+    q = fma(q, f, COEFFICIENTS[3])
+    q = fma(q, f, COEFFICIENTS[4])
+    q = fma(q, f, COEFFICIENTS[5])
+    q = fma(q, f, COEFFICIENTS[6])
+    q = fma(q, f, COEFFICIENTS[7])
+    q = fma(q, f, COEFFICIENTS[8])
+    q = fma(q, f, COEFFICIENTS[9])
+    q = fma(q, f, COEFFICIENTS[10])
+    return fma(q, f, 1.0) * number(bits(shifted) << 52)
+
+
+@numba.njit(nogil=True, fastmath={"reassoc", "nsz"})
+def _row_sum(S, r):
+    """The sum of a row in LLVM's order. Only here: reordered, `_exp2` would be wrong."""
+    wide()
+    total = 0.0
+    for j in range(S.shape[1]):
+        total += S[r, j]
+    return total
+
+
+@compiled
+def weigh(S, shifts, totals):
+    """Make S into 2^(S - shift) of its row, and add each row's sum to its total; -inf gives 0."""
+    wide()
+    for r in range(S.shape[0]):
+        shift = shifts[r]
+        for j in range(S.shape[1]):
+            x = S[r, j] - shift
+            S[r, j] = _exp2(x) if x >= LOWEST else 0.0
+        totals[r] += _row_sum(S, r)
+
+
+@compiled
+def weigh_small(S, totals):
+    """The same without shifts, where every element is known to be between +-1000."""
+    wide()
+    for r in range(S.shape[0]):
+        for j in range(S.shape[1]):
+            S[r, j] = _exp2(S[r, j])
+        totals[r] += _row_sum(S, r)
