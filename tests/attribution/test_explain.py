@@ -17,8 +17,8 @@ from roundoff.sites import Accumulator, Exponential
 from .plain import SPACE, attention_of, drawn, others
 
 ATTENTION = OPERATORS["attention"]
-KERNELS = 24
-GROUPS = 6
+KERNELS = 20
+GROUPS = 5
 NAMES = {None: "fp32", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 

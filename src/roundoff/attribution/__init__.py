@@ -1,8 +1,7 @@
-"""Where a deviation comes from: `explain` finds a kernel's recipe, over the sites of any operator.
+"""Where a deviation comes from, over the sites of any operator.
 
-witness.py  what a kernel gives on the probes
-search.py   the recipe that gives the same bits
-residue.py  what is left over on natural inputs, and the verdict
-explain.py  the three together
-emit.py     the explanation as files
+explain.py  which recipe a kernel follows: `witness` asks the kernel, `search` finds the
+            recipe that gives its bits, `residue` measures what is left, `emit` writes files
+ablate.py   which site causes which share of the error: `coalitions` of exact sites, `shapley`
+            values over them, `summary` and `ablation` of the shares, `sweep` of the rest
 """

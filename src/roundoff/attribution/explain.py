@@ -221,7 +221,7 @@ def _best(search: Search, operator: Operator, witness: Witness) -> Any:
         share = search.score(found[-1]) / len(search.witnesses)
         if share > ALL_BITS or (start is plain and share < HOPELESS):
             break
-    return max(found, key=search.score)
+    return search.polish(max(found, key=search.score))
 
 
 def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:

@@ -94,6 +94,19 @@ class Search:
             recipe = self._rest(recipe, groups[:count], most)
         return recipe
 
+    def polish(self, recipe: Any) -> Any:
+        """Take the best rival at some question, where it gives more bits on all probes together.
+
+        A climb looks at the probes of one group at a time; a few bits may speak elsewhere.
+        """
+        for _ in range(ROUNDS):
+            rivals = [r for q in self.questions for _, r in self._rivals(recipe, q)]
+            best = max((recipe, *rivals), key=self.score)
+            if best == recipe:
+                break
+            recipe = best
+        return recipe
+
     def _rest(self, recipe: Any, groups: Sequence[str], most: int) -> Any:
         for _ in range(ROUNDS):
             before = recipe
@@ -126,16 +139,18 @@ class Search:
 
     def standings(self, recipe: Any, question: Question) -> list[Standing]:
         """The recipe against the best of those that answer the question otherwise."""
+        return [self._standing(a, recipe, rival) for a, rival in self._rivals(recipe, question)]
+
+    def _rivals(self, recipe: Any, question: Question) -> Iterator[tuple[Label, Any]]:
+        """The best recipe for every other answer, whatever it does in the rest of the group."""
         chosen = question.label(recipe)
-        found: list[Standing] = []
         for answer in question.answers:
             if answer.label == chosen:
                 continue
             rivals = self.variants(recipe, question.group, {question.name: answer})
             best = max(rivals, key=lambda r: self.score(r, [question.group]), default=None)
             if best is not None and self.score(best, [question.group]) >= 0:
-                found.append(self._standing(answer.label, recipe, best))
-        return found
+                yield answer.label, best
 
     def _standing(self, label: Label, recipe: Any, other: Any) -> Standing:
         differ = right = rival = 0

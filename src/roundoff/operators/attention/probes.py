@@ -243,7 +243,7 @@ def _plans() -> tuple[_Plan, ...]:
 
     return (
         _Plan("weights", "a dozen weights of one size, read one by one",
-              "weights exponent exp approximation sum tile", _weights, lambda _: (263, 256)),
+              "weights exponent exp approximation sum", _weights, lambda _: (263, 256)),
         _Plan("depths", "tiny weights beside exact ones", exponent, _depths),
         _Plan("depths, other scale", "the same where the scale is no power of two", exponent,
               _depths, dims=ODD_HEAD_DIMS),
@@ -252,11 +252,11 @@ def _plans() -> tuple[_Plan, ...]:
         _Plan("shallows, other scale", "the same where the scale is no power of two", exponent,
               _shallows, dims=ODD_HEAD_DIMS),
         _Plan("stairs", "scores that rise or fall along the keys",
-              "tile accumulator sum exp weights", _stairs, many),
+              "tile maximum accumulator sum exp weights", _stairs, many),
         _Plan("quotients", "whole sums over whole counts, half-way between two outputs",
               "weights accumulator sum tile", _quotients, many),
         _Plan("fine scores", "scores with more bits than 16-bit formats hold",
               "scores exponent", _fine_scores, lambda _: (64,), second=2.0**-7),
         _Plan("spikes", "weights below the smallest normal number, times 2^100",
-              "tile weights accumulator", _spikes, many),
+              "tile maximum weights accumulator", _spikes, many),
     )  # fmt: skip

@@ -48,7 +48,7 @@ def questions(format: Format) -> tuple[Question, ...]:
              {"row": {"tile.keys": None}} | {n: {"tile.keys": n} for n in TILES}),
         ask("direction", "tiles from the first key or from the last", "tile",
              {way: {"tile.direction": way} for way in ("forward", "backward")}),
-        ask("maximum", "the rule of the running maximum", "tile",
+        ask("maximum", "the rule of the running maximum", "maximum",
              {"always": {"maximum.rule": "always"}, "row": {"maximum.rule": "row"},
               "lazy": {"maximum.rule": "lazy", "maximum.threshold": 8.0}}),
         ask("accumulator", "the format of the running O", "accumulator",
