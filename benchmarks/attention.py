@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -184,8 +183,17 @@ def small_rows(repeats: int) -> list[dict[str, object]]:
     return found
 
 
-def largest_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def extra_memory(run: Run) -> int:
+    """Bytes of memory beyond what is held before, at the worst moment of `run` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the largest so far is forgotten
+    before = memory("VmRSS")
+    run()
+    return memory("VmHWM") - before
+
+
+def memory(what: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
 def alone_job(job: str, of: str) -> dict[str, float]:
@@ -205,9 +213,9 @@ def sampled_golden(format: str) -> dict[str, float]:
     for x in (q, k, v):
         for part in x.split(2**16, dim=2):
             part.copy_(torch.randn(part.shape, generator=generator))
-    before = largest_memory()
-    seconds = timed(lambda: golden(q, k, v, rows=torch.arange(0, keys, keys // rows)))
-    return {"seconds": seconds, "extra_gib": (largest_memory() - before) / 2**30}
+    some = torch.arange(0, keys, keys // rows)
+    extra = extra_memory(lambda: golden(q, k, v, rows=some))
+    return {"seconds": timed(lambda: golden(q, k, v, rows=some)), "extra_gib": extra / 2**30}
 
 
 def forward_memory(length: str) -> dict[str, float]:
@@ -215,11 +223,8 @@ def forward_memory(length: str) -> dict[str, float]:
     small = normal(64, 1)
     attend(recipe, Call(*small, Mask(), DIM**-0.5, torch.arange(64)), BF16)
     q, k, v = normal(int(length), 1)
-    before = largest_memory()
-    seconds = timed(
-        lambda: attend(recipe, Call(q, k, v, Mask(), DIM**-0.5, torch.arange(int(length))), BF16)
-    )
-    return {"seconds": seconds, "extra_mib": (largest_memory() - before) / 2**20}
+    call = Call(q, k, v, Mask(), DIM**-0.5, torch.arange(int(length)))
+    return {"extra_mib": extra_memory(lambda: attend(recipe, call, BF16)) / 2**20}
 
 
 JOBS: dict[str, Callable[[str], dict[str, float]]] = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Generator
 from functools import lru_cache
 
 import numba
@@ -44,14 +46,21 @@ def round_into(x: torch.Tensor, out: torch.Tensor, plan: Plan, key: int) -> None
     target = source if in_place else out.numpy().reshape(-1).view(numbers.dtype)
     halves = np.array([key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF], np.uint32) if key else _NO_KEY
     variant = plan.mode, plan.negative_zero, plan.carrier.mantissa, in_place
-    threads = min(torch.get_num_threads(), _THREADS) if source.size >= PARALLEL_FROM else 1
-    if threads == 1 or _forked or not _pool.acquire(blocking=False):
-        kernel(*variant, parallel=False)(source, target, numbers, halves)
+    with threads(source.size) as parallel:
+        kernel(*variant, parallel=parallel)(source, target, numbers, halves)
+
+
+@contextlib.contextmanager
+def threads(elements: int) -> Generator[bool]:
+    """Whether a loop over so many elements may run on torch's number of threads in the body."""
+    count = min(torch.get_num_threads(), _THREADS) if elements >= PARALLEL_FROM else 1
+    if count == 1 or _forked or not _pool.acquire(blocking=False):
+        yield False
         return
     before = numba.get_num_threads()
     try:
-        numba.set_num_threads(threads)
-        kernel(*variant, parallel=True)(source, target, numbers, halves)
+        numba.set_num_threads(count)
+        yield True
     finally:
         numba.set_num_threads(before)
         _pool.release()

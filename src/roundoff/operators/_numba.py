@@ -21,7 +21,16 @@ from torch import Tensor
 from roundoff.operators import exponentials
 from roundoff.operators._vector import bits, fma, number, wide
 
-__all__ = ["TWINS", "compiled", "exact", "exact_2", "fma_rows", "low", "low_2"]
+__all__ = [
+    "TWINS",
+    "compiled",
+    "compiled_for_threads",
+    "exact",
+    "exact_2",
+    "fma_rows",
+    "low",
+    "low_2",
+]
 
 _F = np.float32
 LOG2_E, LN_2 = _F(exponentials.LOG2_E), _F(math.log(2))
@@ -185,6 +194,14 @@ def compiled(function: Callable[..., None]) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder to write the cache to: compile in every process
         return numba.njit(nogil=True)(function)
+
+
+def compiled_for_threads(function: Callable[..., None]) -> Any:
+    """The same for a function whose `prange` is shared out; call it in `formats._numba.threads`."""
+    try:
+        return numba.njit(nogil=True, parallel=True, cache=True)(function)
+    except RuntimeError:
+        return numba.njit(nogil=True, parallel=True)(function)
 
 
 @compiled

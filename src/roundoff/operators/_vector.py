@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["bits", "fma", "number", "sum_of_64", "wide"]
+__all__ = ["bits", "fma", "number", "sum_of_64", "sum_of_row_of_128", "wide"]
 
 
 # Each of these writes LLVM for a call of it: `generate` puts instructions where the call stands.
@@ -61,33 +61,58 @@ def _number(context: Any, b: Any) -> Any:  # noqa: ARG001
     return (types.float32 if narrow else types.float64)(b), generate
 
 
+def _summed(builder: Any, data: Any, width: int) -> Any:
+    """The sum of numbers in a row, later halves onto earlier ones; `width` a multiple of 16."""
+    sixteen = ir.VectorType(ir.FloatType(), 16)
+    start = builder.bitcast(data, sixteen.as_pointer())
+    parts = [
+        builder.load(builder.gep(start, [ir.Constant(ir.IntType(64), at)]))
+        for at in range(width // 16)
+    ]
+    for part in parts:
+        part.align = 4
+    while len(parts) > 1:
+        half = len(parts) // 2
+        parts = [builder.fadd(parts[at], parts[at + half]) for at in range(half)]
+    total, width = parts[0], 16
+    while width > 1:
+        width //= 2
+        lanes = ir.VectorType(ir.IntType(32), width)
+        nothing = ir.Constant(total.type, ir.Undefined)
+        lower, upper = (
+            builder.shuffle_vector(total, nothing, ir.Constant(lanes, list(range(at, at + width))))
+            for at in (0, width)
+        )
+        total = builder.fadd(lower, upper)
+    return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+
+
 def _sum_of_64(context: Any, y: Any) -> Any:  # noqa: ARG001
-    """The sum of the first 64 of a contiguous float32 array, later halves onto earlier ones.
+    """The sum of the first 64 of a contiguous float32 array, in the order of `_summed`.
 
     LLVM unrolls such short loops before it could make vectors of them.
     """
 
-    def half(builder: Any, x: Any, start: int, width: int) -> Any:
-        lanes = ir.VectorType(ir.IntType(32), width)
-        picked = ir.Constant(lanes, list(range(start, start + width)))
-        return builder.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), picked)
-
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = make_array(signature.args[0])(context, builder, arguments[0]).data
-        start = builder.bitcast(data, ir.VectorType(ir.FloatType(), 64).as_pointer())
-        total = builder.load(start)
-        total.align = 4
-        width = 32
-        while width:
-            lower, upper = half(builder, total, 0, width), half(builder, total, width, width)
-            total = builder.fadd(lower, upper)
-            width //= 2
-        return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+        return _summed(builder, data, 64)
 
     return types.float32(y), generate
 
 
+def _sum_of_row_of_128(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
+    """The same of row `r` of contiguous rows of 128."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        start = builder.mul(arguments[1], ir.Constant(arguments[1].type, 128))
+        return _summed(builder, builder.gep(data, [start]), 128)
+
+    return types.float32(S, r), generate
+
+
 sum_of_64: Any = intrinsic(_sum_of_64)
+sum_of_row_of_128: Any = intrinsic(_sum_of_row_of_128)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
 bits: Any = intrinsic(_bits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Generator
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ __all__ = [
     "carrier",
     "divide",
     "holds",
+    "magnitude",
     "matmul",
     "plain_arithmetic",
     "put",
@@ -94,6 +96,14 @@ def holds(wide: Format, format: Format) -> bool:
         and wide.emin <= format.emin
         and wide.emax >= format.emax
     )
+
+
+def magnitude(x: Tensor) -> float:
+    """The largest size of an element, without a copy; NaN if there is one, 0 if there is none."""
+    if not x.numel():
+        return 0.0
+    low, high = torch.aminmax(x)
+    return math.nan if low.isnan() else max(-low.item(), high.item())
 
 
 def put(x: Tensor, choice: Element | Quantizer, *, mode: Any = "nearest") -> Tensor:

@@ -17,10 +17,11 @@ import numba
 import numpy as np
 
 from roundoff.formats._kernels import nearest_bits
-from roundoff.operators._numba import compiled, exact, exact_2, low, low_2
-from roundoff.operators._vector import bits, fma, number, sum_of_64, wide
+from roundoff.formats._numba import threads
+from roundoff.operators._numba import compiled, compiled_for_threads, exact, exact_2, low, low_2
+from roundoff.operators._vector import bits, fma, number, sum_of_64, sum_of_row_of_128, wide
 
-__all__ = ["add_up", "take_in"]
+__all__ = ["add_up", "add_up_together", "take_in", "take_in_together", "threads"]
 
 _F, _I = np.float32, np.int32
 AT_ONCE = 4096  # elements of S that go through all steps together
@@ -181,32 +182,41 @@ def _powers(x, base_2, high):
 
 
 @numba.njit(nogil=True)
-def _row_sum(S, r, y):
-    """The sum of row `r` as `arithmetic.row_sum` adds it up; `y` has room for whole groups."""
+def _row_sums(S, y, column):
+    """The sum of each row as `arithmetic.row_sum` adds it up; `y` has room for whole groups."""
     wide()
-    K, n = S.shape[1], y.size
-    if K == 2 * LANES:  # the usual tile: no need to copy it first
-        for j in range(LANES):
-            y[j] = _F(S[r, j] + S[r, j + LANES])
-        n = LANES
-    else:
-        for j in range(K):
+    for r in range(S.shape[0]):
+        n = y.size
+        for j in range(S.shape[1]):
             y[j] = S[r, j]
-        y[K:] = NEGATIVE_ZERO
-    while n > LANES:
-        kept = (n // LANES + 1) // 2 * LANES
-        for j in range(n - kept):
-            y[j] = _F(y[j] + y[j + kept])
-        n = kept
-    return sum_of_64(y)
+        y[S.shape[1] :] = NEGATIVE_ZERO
+        while n > LANES:
+            kept = (n // LANES + 1) // 2 * LANES
+            for j in range(n - kept):
+                y[j] = _F(y[j] + y[j + kept])
+            n = kept
+        column[r] = sum_of_64(y)
 
 
 @numba.njit(nogil=True)
-def _sums(S, begin, state, plans, y):
+def _row_sums_of_128(S, column):
+    """The same for the usual tile, which need not be copied first."""
+    wide()
     for r in range(S.shape[0]):
+        column[r] = sum_of_row_of_128(S, r)
+
+
+@numba.njit(nogil=True)
+def _sums(S, begin, state, plans, room, column):
+    wide()
+    if S.shape[1] == 128:
+        _row_sums_of_128(S, column)
+    else:
+        _row_sums(S, room, column)
+    for r in range(column.size):
         at = begin + r
         old = _put(_F(state[1, at] * state[2, at]), plans, ADDED)
-        added = _put(_row_sum(S, r, y), plans, ADDED)
+        added = _put(column[r], plans, ADDED)
         state[1, at] = _put(_F(old + added), plans, SUM)
 
 
@@ -224,6 +234,33 @@ def _cast(x, plans, settings):
         _put_all(x, plans, WEIGHTS)
 
 
+@numba.njit(nogil=True)
+def _take_in(S, at, state, seen, plans, settings):
+    """Some rows of the tile through all steps; `at` is the first of them, and the first key."""
+    wide()
+    begin, start = at
+    R, K = S.shape
+    x, column = S.reshape(-1), np.empty(R, np.float32)
+    room = np.empty((K + LANES - 1) // LANES * LANES, np.float32)
+    _scaled(x, plans, settings)
+    if seen.shape[1]:
+        _hide(S, seen, begin, start)
+    _largest(S, column)
+    high = _new_state(state, begin, column, plans, settings)
+    _diminished(S, column, settings[SUBTRACT], settings[WAITING])
+    if settings[TIMES_LOG2_E] != 0:
+        for i in range(x.size):
+            x[i] = _F(x[i] * LOG2_E)
+    _put_all(x, plans, ARGUMENT)
+    _powers(x, settings[BASE_2] != 0, high > HIGH)
+    _put_all(x, plans, EXP)
+    if settings[AFTER] == 0:
+        _sums(S, begin, state, plans, room, column)
+    _cast(x, plans, settings)
+    if settings[AFTER] != 0:
+        _sums(S, begin, state, plans, room, column)
+
+
 @compiled
 def take_in(scores, state, seen, start, plans, settings):
     """Make S into P, and the state before the tile into that after it.
@@ -231,31 +268,22 @@ def take_in(scores, state, seen, start, plans, settings):
     `seen` [2,R] is the first key that a row sees and the first that it does not see any more,
     of all keys; `start` is the tile's first. [2,0] where every row sees the whole tile.
     """
-    wide()
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
-    room = np.empty((K + LANES - 1) // LANES * LANES, np.float32)
-    columns = np.empty(some, np.float32)
     for begin in range(0, R, some):
         S = scores[begin : min(begin + some, R)]
-        x, column = S.reshape(-1), columns[: S.shape[0]]
-        _scaled(x, plans, settings)
-        if seen.shape[1]:
-            _hide(S, seen, begin, start)
-        _largest(S, column)
-        high = _new_state(state, begin, column, plans, settings)
-        _diminished(S, column, settings[SUBTRACT], settings[WAITING])
-        if settings[TIMES_LOG2_E] != 0:
-            for i in range(x.size):
-                x[i] = _F(x[i] * LOG2_E)
-        _put_all(x, plans, ARGUMENT)
-        _powers(x, settings[BASE_2] != 0, high > HIGH)
-        _put_all(x, plans, EXP)
-        if settings[AFTER] == 0:
-            _sums(S, begin, state, plans, room)
-        _cast(x, plans, settings)
-        if settings[AFTER] != 0:
-            _sums(S, begin, state, plans, room)
+        _take_in(S, (begin, start), state, seen, plans, settings)
+
+
+@compiled_for_threads
+def take_in_together(scores, state, seen, start, plans, settings):
+    """The same on several threads."""
+    R, K = scores.shape
+    some = max(1, AT_ONCE // K)
+    for part in numba.prange((R + some - 1) // some):
+        begin = part * some
+        S = scores[begin : min(begin + some, R)]
+        _take_in(S, (begin, start), state, seen, plans, settings)
 
 
 @numba.njit(nogil=True)
@@ -270,25 +298,39 @@ def _put_sure(x, plans, at):
         _put_all(x, plans, at)
 
 
+@numba.njit(nogil=True)
+def _add_up(o, part, factors, first, last, plans):
+    wide()
+    x, y = o.reshape(-1), part.reshape(-1)
+    if first:
+        x[:] = y
+    else:
+        _put_sure(y, plans, PRODUCT)
+        for i in range(x.size):
+            x[i] = _F(x[i] + y[i])
+    _put_sure(x, plans, OUT)
+    if not last:
+        for r in range(o.shape[0]):
+            factor = factors[r]
+            for i in range(o.shape[1]):
+                o[r, i] = _F(o[r, i] * factor)
+        _put_sure(x, plans, PRODUCT)
+
+
 @compiled
 def add_up(o, part, state, first, last, plans):
     """Add the product of a tile to O, and take O to the next maximum unless it was the `last`."""
-    wide()
     some = max(1, AT_ONCE // max(1, o.shape[1]))
     for begin in range(0, o.shape[0], some):
         end = min(begin + some, o.shape[0])
-        rows = o[begin:end]
-        x, y = rows.reshape(-1), part[begin:end].reshape(-1)
-        if first:
-            x[:] = y
-        else:
-            _put_sure(y, plans, PRODUCT)
-            for i in range(x.size):
-                x[i] = _F(x[i] + y[i])
-        _put_sure(x, plans, OUT)
-        if not last:
-            for r in range(rows.shape[0]):
-                factor = state[2, begin + r]
-                for i in range(rows.shape[1]):
-                    rows[r, i] = _F(rows[r, i] * factor)
-            _put_sure(x, plans, PRODUCT)
+        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)
+
+
+@compiled_for_threads
+def add_up_together(o, part, state, first, last, plans):
+    """The same on several threads."""
+    some = max(1, AT_ONCE // max(1, o.shape[1]))
+    for part_of in numba.prange((o.shape[0] + some - 1) // some):
+        begin = part_of * some
+        end = min(begin + some, o.shape[0])
+        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)

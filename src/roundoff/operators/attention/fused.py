@@ -20,7 +20,7 @@ from torch import Tensor
 
 from roundoff.formats import FORMATS, Format
 from roundoff.formats._plan import FLOAT32, make_plan
-from roundoff.operators.arithmetic import holds, settled
+from roundoff.operators.arithmetic import holds, magnitude, settled
 from roundoff.operators.attention.recipe import Logits, Maximum, Normalise, Recipe, RowSum, Tile
 from roundoff.operators.attention.steps import HIDDEN, Block, State
 from roundoff.operators.exponentials import LOG2_E
@@ -111,8 +111,8 @@ def fits(block: Block) -> bool:
         return False
     formats = _formats(block.recipe)
     largest = min([2.0**120, *(f.max for f in formats[:4] if f.infinities)])
-    bound = q.abs().amax() * k.abs().amax() * (q.shape[-1] * max(1.0, scale) * LOG2_E)
-    return bool(bound < largest) and _loops() is not None
+    bound = magnitude(q) * magnitude(k) * (q.shape[-1] * max(1.0, scale) * LOG2_E)
+    return bound < largest and _loops() is not None
 
 
 @cache
@@ -140,7 +140,9 @@ def attend(block: Block, tiles: list[slice]) -> State:
     for at in range(0, heads, together):
         group = slice(at, min(at + together, heads))
         part = _Heads(block, group, q[group], k[group], v[group])
-        state[:, at * rows : group.stop * rows] = _walk(part, tiles, O[group])
+        with _loops().threads((group.stop - at) * rows * keys) as shared:
+            found = _walk(part, tiles, O[group], shared=shared)
+        state[:, at * rows : group.stop * rows] = found
     shape = block.q.shape[:-1]
     m, l, rescales, rescaled_by = (  # noqa: E741
         torch.as_tensor(state[i]).view(*shape, 1) for i in (0, 1, 3, 4)
@@ -170,9 +172,17 @@ class _Heads:
 _EVERYWHERE = np.zeros((2, 0), np.int64)
 
 
-def _walk(part: _Heads, tiles: list[slice], O: Tensor) -> NDArray[np.float32]:  # noqa: E741
+def _walk(
+    part: _Heads,
+    tiles: list[slice],
+    O: Tensor,  # noqa: E741
+    *,
+    shared: bool,
+) -> NDArray[np.float32]:
     """One group of heads: the state after the last tile; `O` becomes what it is by then."""
     loops, block = _loops(), part.block
+    take_in = loops.take_in_together if shared else loops.take_in
+    add_up = loops.add_up_together if shared else loops.add_up
     heads, rows, _ = part.q.shape
     state = np.zeros((5, heads * rows), np.float32)
     state[0] = HIDDEN
@@ -182,17 +192,21 @@ def _walk(part: _Heads, tiles: list[slice], O: Tensor) -> NDArray[np.float32]:  
     plans, settings = _plans(block.recipe), _settings(block)
     seen = _seen(block, heads)
     everywhere = int(seen[0].max()), int(seen[1].min())
+    k = part.k.transpose(1, 2)
+    s, flat = room, None
     for number, keys in enumerate(tiles):
-        s = room[: heads * rows * (keys.stop - keys.start)].view(heads, rows, -1)
-        torch.bmm(part.q, part.k[:, keys].transpose(1, 2), out=s)
+        start, width = keys.start, keys.stop - keys.start
+        if not number or width != s.shape[-1]:
+            s = room[: heads * rows * width].view(heads, rows, width)
+            flat = s.numpy().reshape(-1, width)
+        torch.bmm(part.q, k.narrow(2, start, width), out=s)
         part.hide(s, keys)
-        whole = everywhere[0] <= keys.start and keys.stop <= everywhere[1]
-        flat = s.numpy().reshape(heads * rows, -1)
-        loops.take_in(flat, state, _EVERYWHERE if whole else seen, keys.start, plans, settings)
+        whole = everywhere[0] <= start and keys.stop <= everywhere[1]
+        take_in(flat, state, _EVERYWHERE if whole else seen, start, plans, settings)
         if number:
-            loops.add_up(o, added, state, number == 1, False, plans)
-        torch.bmm(s, part.v[:, keys], out=product)
-    loops.add_up(o, added, state, len(tiles) == 1, True, plans)
+            add_up(o, added, state, number == 1, False, plans)
+        torch.bmm(s, part.v.narrow(1, start, width), out=product)
+    add_up(o, added, state, len(tiles) == 1, True, plans)
     return state
 
 
@@ -206,7 +220,12 @@ def _seen(block: Block, heads: int) -> NDArray[np.int64]:
 def _plans(recipe: Recipe) -> NDArray[np.int32]:
     """One row for each place that rounds: whether and how, and the integers of `Plan`."""
     fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
-    rows = [_plan(f, saturates=fixed and at == 5) for at, f in enumerate(_formats(recipe))]
+    formats = _formats(recipe)
+    rows = [_plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
+    if formats[1] == formats[0]:  # S is stored as the product left it
+        rows[1] = (0,) * 9
+    if formats[5] == formats[4] and not fixed:  # and so is P
+        rows[5] = (0,) * 9
     return np.array(rows, np.int32)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roundoff.operators.arithmetic import plain_arithmetic
+from roundoff.operators.arithmetic import magnitude, plain_arithmetic
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operands import shared_heads
@@ -93,7 +93,7 @@ def _head(call: Call, b: int, h: int, condition: bool) -> Tensor:
         tensor = tensor.expand(*call.q.shape[:2], -1, -1)[b, h]
     mask = replace(call.mask, tensor=tensor)
     q = call.q[b, h, call.rows].double() * (call.scale * LOG2_E)
-    bound = _magnitude(q) * _magnitude(k) * q.shape[-1]
+    bound = magnitude(q) * magnitude(k) * q.shape[-1]
     bounded = mask.kind != "additive" and math.isfinite(bound)
     plain = bounded and q.device.type == "cpu" and not torch.compiler.is_compiling()
     head = _Head(q, k, v, mask, call.rows, call.lengths, bounded and bound < SMALL, plain)
@@ -104,13 +104,6 @@ def _head(call: Call, b: int, h: int, condition: bool) -> Tensor:
         for at in range(0, max(1, len(q)), max(1, size))
     ]
     return torch.cat(parts)
-
-
-def _magnitude(x: Tensor) -> float:
-    if not x.numel():
-        return 0.0
-    low, high = torch.aminmax(x)
-    return max(-low.item(), high.item()) if not low.isnan() else math.nan
 
 
 def _rows(head: _Head, at: slice, condition: bool, room: Tensor) -> Tensor:
