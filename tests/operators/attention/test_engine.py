@@ -333,7 +333,7 @@ def test_fa3_walks_other_tiles_than_fa2(head_dim, causal, keys):
     two = RECIPES["fa2"].resolved(BF16, head_dim=head_dim, causal=causal)
     assert three.tile.keys == keys
     assert three.tile.direction == "backward"
-    words = {"name": "", "doc": "", "source": ""}
+    words = {"name": "", "doc": "", "source": "", "backward": None}
     assert replace(three, tile=two.tile, **words) == replace(two, **words)
 
 
