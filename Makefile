@@ -13,7 +13,7 @@ study: $(VENV)/.study
 	$(BIN)/roundoff study flash-attention
 
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 setup: $(VENV)/.dev
 

@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 PAGES = ("README.md", "docs/study.md", "docs/recipes.md")
+LIBRARIES = {"onnx-cpu": "onnxruntime"}
 PICTURES = {
     "flash-attention-quick": ("ratio-torch-math-format-bf16.png", "docs/images/flash-attention.png")
 }
@@ -122,6 +123,7 @@ def held(name: str) -> dict[str, dict[str, float]]:
         with ThreadPoolExecutor(1) as executor:
             run_cells(run, cells, executor, in_flight=1)
         rows = run.frame()
+    rows = rows[rows["status"] != "skipped"]  # what the kernel does not take
     lines = recipe_evidence(rows, name).to_dict("records")
     renamed = {"order floor": "floor"}
     return {
@@ -134,7 +136,7 @@ def held(name: str) -> dict[str, dict[str, float]]:
 def where(name: str) -> dict[str, str]:
     """Version of the library, instruction set, processor and day."""
     capability = torch.backends.cpu.get_cpu_capability().replace("AVX5", "AVX-5")
-    library = name.partition("-")[0]
+    library = LIBRARIES.get(name, name.partition("-")[0])
     version = torch.__version__ if library == "torch" else importlib.metadata.version(library)
     short = ".".join(version.split("+")[0].split(".")[:2])
     info = Path("/proc/cpuinfo").read_text(encoding="utf-8")

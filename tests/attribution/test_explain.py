@@ -140,10 +140,14 @@ def test_errors_that_no_recipe_has_are_sized():
 
 
 def test_a_kernel_that_does_not_repeat_itself_is_told():
-    def shaky(q, k, v):
-        return noisy(q, k, v) if torch.rand(()) < 0.5 else plain(q, k, v)
+    calls = []
 
-    assert min(explain(shaky, seed=s).residue.repeats for s in range(4)) < 1
+    def shaky(q, k, v):
+        calls.append(q.shape)
+        out = attention_of(drawn(0))(q, k, v)
+        return out + 0.01 * len(calls) if k.shape[2] == 515 else out
+
+    assert explain(shaky).residue.repeats < 0.5
 
 
 def test_only_what_a_kernel_takes_is_asked_of_it():

@@ -17,7 +17,7 @@ from roundoff.sites import rewritten
 __all__ = ["Search", "Standing"]
 
 ROUNDS = 5
-BUDGET = 6_000
+BUDGET = 4_000
 """Runs of a recipe on a probe in one climb; more says that the kernel is not in the space."""
 
 
