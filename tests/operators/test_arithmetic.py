@@ -10,7 +10,7 @@ import torch
 from roundoff.errors import UnsupportedError
 from roundoff.formats import FORMATS, Format, round_to
 from roundoff.operators import arithmetic
-from roundoff.operators.arithmetic import carrier, divide, matmul, put, row_sum, settled
+from roundoff.operators.arithmetic import carrier, divide, magnitude, matmul, put, row_sum, settled
 from roundoff.sites import INPUT, Accumulator, Quantizer
 
 BF16, FP16, FP32, FP64, E4M3 = (FORMATS[n] for n in ("bf16", "fp16", "fp32", "fp64", "e4m3fn"))
@@ -327,3 +327,16 @@ def test_a_flushed_accumulator_rounds_a_tile_and_then_its_sum():
     flushed = matmul(a, b, Accumulator(BF16, 8, flushed=FP16), onto=onto)
     assert torch.equal(flushed, round_to(onto + tile, FP16))
     assert Accumulator(BF16, 8, flushed=FP16).inner == Accumulator(FP16)
+
+
+def test_magnitude(monkeypatch):
+    monkeypatch.setattr(arithmetic, "MOST_COMPARED", 2)
+    x = torch.tensor([[1.0, -2.0], [0.0, 0.5], [3.0, -4.0]])
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert magnitude(x.to(dtype)) == 4.0
+    assert magnitude(torch.zeros(0, 3)) == 0.0
+    assert magnitude(torch.tensor([[1.0], [-math.inf]])) == math.inf
+    for at in range(3):
+        spoilt = x.clone()
+        spoilt[at, 0] = math.nan
+        assert math.isnan(magnitude(spoilt))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Generator
 from typing import Any, Literal
 
@@ -33,6 +32,7 @@ __all__ = [
 
 _CARRIERS = {torch.float32: FORMATS["fp32"], torch.float64: FORMATS["fp64"]}
 LANES = 64
+MOST_COMPARED = 2**16
 ALIGNED = 2**22
 """Products held at a time where a chunk's terms are aligned."""
 _LIBRARY_DTYPES = (torch.bfloat16, torch.float16)
@@ -99,11 +99,14 @@ def holds(wide: Format, format: Format) -> bool:
 
 
 def magnitude(x: Tensor) -> float:
-    """The largest size of an element, without a copy; NaN if there is one, 0 if there is none."""
-    if not x.numel():
-        return 0.0
-    low, high = torch.aminmax(x)
-    return math.nan if low.isnan() else max(-low.item(), high.item())
+    """The largest size of an element; NaN if there is one, 0 if there is none.
+
+    Rows are taken some at a time, since torch compares 16-bit numbers in a float32 copy.
+    """
+    parts: list[Tensor] = list(torch.split(x, MOST_COMPARED, dim=-2)) if x.numel() else []
+    ends = [end for part in parts for end in torch.aminmax(part)]
+    largest = torch.stack(ends).abs().amax() if ends else x.new_zeros(())
+    return float(largest)
 
 
 def put(x: Tensor, choice: Element | Quantizer, *, mode: Any = "nearest") -> Tensor:

@@ -186,3 +186,17 @@ def test_the_condition_may_be_left_out(make_call):
     assert without[1] == {}
     assert (with_it.out - without[0].out).abs().max() < 1e-15
     assert torch.equal(with_it.lse, without[0].lse)
+
+
+def test_threads_change_nothing(make_call):
+    call = make_call(n=600, mask="causal")
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(golden(call)[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].lse, found[1].lse)
+    assert (found[0].out - found[1].out).abs().max() < 1e-15

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import numba
 
-from roundoff.operators._numba import compiled
+from roundoff.formats._numba import threads
+from roundoff.operators._numba import compiled, compiled_for_threads
 from roundoff.operators._vector import bits, fma, number, wide
 
-__all__ = ["weigh", "weigh_small"]
+__all__ = ["threads", "weigh", "weigh_together"]
 
+ROWS = 32  # that a thread takes at a time
 TO_WHOLE = 1.5 * 2.0**52 + 1023  # added, it leaves a whole number and the exponent's bias
 LOWEST = -1021.0  # 2^x is a normal number from here on, and 0 is near enough below
 # (2^f - 1) / f at the Chebyshev nodes of +-1/2.
@@ -63,9 +65,8 @@ def _row_sum(S, r):
     return total
 
 
-@compiled
-def weigh(S, shifts, totals):
-    """Make S into 2^(S - shift) of its row, and add each row's sum to its total; -inf gives 0."""
+@numba.njit(nogil=True)
+def _weigh(S, shifts, totals):
     wide()
     for r in range(S.shape[0]):
         shift = shifts[r]
@@ -75,11 +76,33 @@ def weigh(S, shifts, totals):
         totals[r] += _row_sum(S, r)
 
 
-@compiled
-def weigh_small(S, totals):
-    """The same without shifts, where every element is known to be between +-1000."""
+@numba.njit(nogil=True)
+def _weigh_small(S, totals):
     wide()
     for r in range(S.shape[0]):
         for j in range(S.shape[1]):
             S[r, j] = _exp2(S[r, j])
         totals[r] += _row_sum(S, r)
+
+
+@compiled
+def weigh(S, shifts, totals):
+    """Make S into 2^(S - shift) of its row, and add each row's sum to its total; -inf gives 0.
+
+    With no shifts at all, nothing is taken away, and every element is between +-1000.
+    """
+    if shifts.size:
+        _weigh(S, shifts, totals)
+    else:
+        _weigh_small(S, totals)
+
+
+@compiled_for_threads
+def weigh_together(S, shifts, totals):
+    """The same on several threads."""
+    for part in numba.prange((S.shape[0] + ROWS - 1) // ROWS):
+        rows = slice(part * ROWS, min((part + 1) * ROWS, S.shape[0]))
+        if shifts.size:
+            _weigh(S[rows], shifts[rows], totals[rows])
+        else:
+            _weigh_small(S[rows], totals[rows])

@@ -140,10 +140,10 @@ def _weighed(head: _Head, s: Tensor, shift: Tensor, total: Tensor) -> Tensor:
         p = torch.exp2(s if head.small else s - shift[:, None])
         total += p.sum(-1)
         return p
-    if head.small and head.mask.kind == "none":
-        loops.weigh_small(s.numpy(), total.numpy())
-    else:
-        loops.weigh(s.numpy(), shift.numpy(), total.numpy())
+    needless = head.small and head.mask.kind == "none"
+    with loops.threads(s.numel()) as shared:
+        weigh = loops.weigh_together if shared else loops.weigh
+        weigh(s.numpy(), shift[: 0 if needless else None].numpy(), total.numpy())
     return s
 
 
