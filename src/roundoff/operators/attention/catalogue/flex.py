@@ -24,7 +24,7 @@ add(
         name="torch-flex",
         doc="compiled FlexAttention on a CPU: polynomial exp, tiles of 128 keys under a mask",
         source="torch/_inductor/codegen/cpp_flex_attention_template.py, torch 2.13, AVX-512",
-        known="read",
+        known="run",
         exponential=Exponential(approximation=ByStorage("exp_u20", "exp_u20", "exact"), tail=16),
         row_sum=RowSum("before", Accumulator(order="lanes", lanes=16)),
         pv=Accumulator(order="fused"),
