@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 add(
     replace(
-        FA2,
+        FA2.forward,
         name="torch-cuda-efficient",
         doc="memory-efficient attention (cutlass): the scale in a multiplication of its own",
         source="ATen/native/transformers/cuda/mem_eff_attention, torch 2.13",
@@ -23,7 +23,7 @@ add(
 )
 add(
     replace(
-        FA2,
+        FA2.forward,
         name="flashinfer",
         doc="flashinfer's kernels for sm80: l sums P after its cast, by a product with ones",
         source="flashinfer include/flashinfer/attention/prefill.cuh, 0.2",

@@ -118,7 +118,7 @@ add(
 )
 add(
     replace(
-        FA2,
+        FA2.forward,
         name="fa4",
         doc="FlashAttention-4 on sm100: lazy maximum, a cubic for four in sixteen exponentials",
         source="flash-attention flash_attn/cute, 4.0 beta; arXiv 2603.05451",

@@ -25,7 +25,7 @@ def _microscaled(
 ) -> Recipe:  # fmt: skip
     across = replace(how, axis=-1)
     return replace(
-        FA2, name=name, doc=doc, source=source, known=known, tile=Tile(128),
+        FA2.forward, name=name, doc=doc, source=source, known=known, tile=Tile(128),
         operands=Operands(across, across, how), probabilities=replace(p, axis=-1),
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ _INT8 = Operands(
 
 SAGE = add(
     replace(
-        FA2,
+        FA2.forward,
         name="sage-fp16",
         doc="SageAttention for sm80: Q and smoothed K in INT8, P and V in fp16, l after the cast",
         source="SageAttention csrc/qattn, 2.2, arXiv 2411.10958",
