@@ -79,11 +79,14 @@ def declaration(recipe: Any) -> str:
 
 def _written(value: Any, name_of: Callable[[type], str], indent: str) -> str:
     if isinstance(value, Format):
-        if FORMATS.get(value.name) == value:
+        if value.name in FORMATS and FORMATS[value.name] == value:
             return f"get_format({value.name!r})"
         return _call(value, name_of, indent, defaults=False)
     if dataclasses.is_dataclass(value):
         return _call(value, name_of, indent)
+    if isinstance(value, tuple):
+        inner = (_written(x, name_of, indent + "    ") for x in cast("tuple[Any, ...]", value))
+        return "(" + "".join(f"{x}, " for x in inner) + ")"
     return repr(value)
 
 

@@ -8,7 +8,6 @@ from roundoff.kernels import KERNELS
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.evidence import evidence_of
 
-
 # Recipes that are known to miss something, and what.
 PARTLY = {
     "onnx-cpu": "an additive mask joins S before the cast to fp16, not after it",
