@@ -12,8 +12,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 study: $(VENV)/.study
 	$(BIN)/roundoff study flash-attention
 
+# One thread a worker: OpenMP's threads wait for one another where the cores are taken.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 setup: $(VENV)/.dev
 

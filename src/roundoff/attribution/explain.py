@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -124,13 +125,15 @@ def explain(
     operator: str = "attention",
     format: str | Format | None = None,
     seed: int = 0,
+    threads: int = 1,
 ) -> Explanation:
     """Find the recipe that gives a kernel's bits, site by site, and judge what it leaves over.
 
     `kernel` is the name of a registered kernel, `module:function`, or a function: of q, k, v
     [batch, heads, length, head_dim] for attention, which may be declared with
     `roundoff.kernel`. It is called once on each of a few probes, and on natural inputs.
-    `format` is that of the inputs; by default the first of bf16, fp16, fp32 that it takes.
+    `format` is that of the inputs; by default the first of bf16, fp16, fp32 that it takes. It
+    runs on `threads` threads.
 
     Errors: `KernelError` if it takes none of the probes, or computes something else;
     `UnknownNameError` for names that are not known.
@@ -143,10 +146,22 @@ def explain(
     >>> found.verdict, found.sites["divide"].choice
     ('explained by safe', 'division')
     """
-    if not isinstance(kernel, str):
-        subject = KernelSubject(OPERATORS[operator], function_kernel(kernel, operator))
+    if isinstance(kernel, str):
+        name = SubjectName.parse(kernel)
+        return explain_kernel(name, operator=operator, format=format, seed=seed, threads=threads)
+    subject = KernelSubject(OPERATORS[operator], function_kernel(kernel, operator))
+    with _on(threads):
         return _explained(subject, subject.kernel.name, format, seed=seed)
-    return explain_kernel(SubjectName.parse(kernel), operator=operator, format=format, seed=seed)
+
+
+@contextlib.contextmanager
+def _on(threads: int) -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def explain_kernel(
@@ -166,12 +181,8 @@ def explain_kernel(
     if name.kind != "kernel":
         raise UsageError(f"{name} is a recipe, which explains itself; expected a kernel")
     subject = resolve_subject(OPERATORS[operator], name)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with _on(threads):
         return _explained(subject, name.name, format, seed=seed, device=device, tell=tell)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _explained(
