@@ -105,6 +105,17 @@ def test_torch_math():
     assert found.sites["row_sum"].confidence == "undecidable"
 
 
+def test_jax():
+    pytest.importorskip("jax")
+    found = explain("jax-xla")
+    assert found.verdict == "explained by jax-xla"
+    expected = {
+        "kv_tile": "row", "probs": "bf16", "exp_base": "e", "scale": "after", "normalise": "block",
+    }  # fmt: skip
+    assert {n: found.sites[n].choice for n in expected} == expected
+    assert {found.sites[n].confidence for n in expected} == {"certain"}
+
+
 def test_softmax_is_explained_by_the_same_code():
     found = explain("torch-softmax", operator="softmax")
     assert found.verdict == "explained by torch"
