@@ -18,13 +18,29 @@ import numpy as np
 
 from roundoff.formats._kernels import nearest_bits
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads, exact, exact_2, low, low_2
-from roundoff.operators._vector import bits, fma, number, sum_of_64, sum_of_row_of_128, wide
+from roundoff.operators._numba import (
+    compiled,
+    compiled_for_threads,
+    exact,
+    exact_2,
+    inner,
+    low,
+    low_2,
+)
+from roundoff.operators._vector import (
+    bits,
+    fma,
+    largest_of_row,
+    number,
+    sum_of_64,
+    sum_of_row_of_128,
+    wide,
+)
 
 __all__ = ["add_up", "add_up_together", "take_in", "take_in_together", "threads"]
 
 _F, _I = np.float32, np.int32
-AT_ONCE = 4096  # elements of S that go through all steps together
+AT_ONCE = 8192  # elements of S that go through all steps together
 LANES = 64
 HIDDEN = _F(-np.inf)
 ZERO, NEGATIVE_ZERO = _F(0), _F(-0.0)
@@ -41,7 +57,7 @@ SCALED, SUBTRACT, TIMES_LOG2_E, BASE_2, AFTER, LAZY, QUANTIZED = range(6, 13)
 PLAIN, BY_FMA, TIMES = range(3)
 
 
-@numba.njit(nogil=True)
+@inner
 def _dropped(x, last):
     """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
     b = bits(x)
@@ -50,7 +66,7 @@ def _dropped(x, last):
     return number(_I(_I(b + (below_half if _I(b & last) == 0 else half)) & _I(-last)))
 
 
-@numba.njit(nogil=True)
+@inner
 def _in_full(x, plan):
     """`x` rounded as `arithmetic.put` does it: infinities and NaN stay."""
     b = bits(x)
@@ -58,7 +74,7 @@ def _in_full(x, plan):
     return x if _I(b & _I(0x7FFFFFFF)) >= INFINITE else number(r)
 
 
-@numba.njit(nogil=True)
+@inner
 def _plan(plans, at):
     return (
         plans[at, 1], plans[at, 2], plans[at, 3], plans[at, 4], plans[at, 5], plans[at, 6],
@@ -66,12 +82,7 @@ def _plan(plans, at):
     )  # fmt: skip
 
 
-@numba.njit(nogil=True)
-def _put(x, plans, at):
-    return x if plans[at, 0] == NOT_AT_ALL else _in_full(x, _plan(plans, at))
-
-
-@numba.njit(nogil=True)
+@inner
 def _put_all(x, plans, at):
     """The same for all of `x`, among which there is no NaN."""
     wide()
@@ -85,7 +96,7 @@ def _put_all(x, plans, at):
             x[i] = _in_full(x[i], plan)
 
 
-@numba.njit(nogil=True)
+@inner
 def _scaled(x, plans, settings):
     wide()
     _put_all(x, plans, QK)
@@ -97,59 +108,63 @@ def _scaled(x, plans, settings):
         _put_all(x, plans, LOGITS)
 
 
-@numba.njit(nogil=True)
+@inner
 def _hide(S, seen, begin, start):
     for r in range(S.shape[0]):
         first = min(max(0, seen[0, begin + r] - start), S.shape[1])
         beyond = min(max(0, seen[1, begin + r] - start), S.shape[1])
-        S[r, :first] = HIDDEN
-        S[r, beyond:] = HIDDEN
+        for j in range(first):
+            S[r, j] = HIDDEN
+        for j in range(beyond, S.shape[1]):
+            S[r, j] = HIDDEN
 
 
-@numba.njit(nogil=True)
+@inner
 def _largest(S, column):
-    """The largest of each row without NaN, by integers: LLVM makes vectors of their maximum."""
     wide()
     for r in range(S.shape[0]):
-        most = bits(S[r, 0])
-        for j in range(S.shape[1]):
-            most = max(most, bits(S[r, j]))
-        if most < 0:  # negative all: the smallest integer is nearest to zero
-            for j in range(S.shape[1]):
-                most = min(most, bits(S[r, j]))
-        column[r] = number(most)
+        column[r] = largest_of_row(S, r)
 
 
-@numba.njit(nogil=True)
-def _new_state(state, begin, column, plans, settings):
-    """The maximum, the factor and the counts of each row; how high the exponent will go.
+@inner
+def _new_maximum(m, top, new, settings):
+    wide()
+    threshold, unit = settings[THRESHOLD], settings[UNIT]
+    if settings[LAZY] != 0:
+        for r in range(m.size):
+            stays = (m[r] != HIDDEN) & (_F(_F(top[r] - m[r]) * unit) <= threshold)
+            new[r] = m[r] if stays | (m[r] > top[r]) else top[r]
+    else:
+        for r in range(m.size):
+            new[r] = m[r] if m[r] > top[r] else top[r]
 
-    In place of a row's largest score, `column` has the shift afterwards.
+
+@inner
+def _new_state(state, top, new, plans, settings):
+    """The maximum, the factor and the counts of each row; whether an exponent will be high.
+
+    In place of a row's largest score, `top` has the shift afterwards.
     """
-    high = HIDDEN
-    for r in range(column.size):
-        at, top = begin + r, column[r]
-        m = state[0, at]
-        new = top if top > m else m
-        low_rise = _F(_F(top - m) * settings[UNIT]) <= settings[THRESHOLD]
-        if settings[LAZY] != 0 and m != HIDDEN and low_rise:
-            new = m
-        new = _put(new, plans, MAXIMUM)
-        shift = ZERO if new == HIDDEN else new
-        if new > m and m != HIDDEN:
-            state[3, at] += _F(1)
-            state[4, at] += _F(_F(new - m) * settings[UNIT])
-        state[0, at], column[r] = new, shift
-        state[2, at] = _F(_F(m - shift) * settings[EXPONENT])
-        rest = _F(_F(top - shift) * settings[EXPONENT])
-        high = rest if rest > high else high
-    factors = state[2, begin : begin + column.size]
-    _powers(factors, settings[BASE_2] != 0, True)
-    _put_all(factors, plans, FACTOR)
-    return high
+    wide()
+    m, _, factor, rescales, rescaled_by = state
+    exponent, unit = settings[EXPONENT], settings[UNIT]
+    _new_maximum(m, top, new, settings)
+    _put_all(new, plans, MAXIMUM)
+    high = _I(0)
+    for r in range(m.size):
+        risen = (new[r] > m[r]) & (m[r] != HIDDEN)
+        rescales[r] = _F(rescales[r] + (_F(1) if risen else ZERO))
+        rescaled_by[r] = _F(rescaled_by[r] + (_F(_F(new[r] - m[r]) * unit) if risen else ZERO))
+        shift = ZERO if new[r] == HIDDEN else new[r]
+        factor[r] = _F(_F(m[r] - shift) * exponent)
+        high = _I(high | _I(_F(_F(top[r] - shift) * exponent) > HIGH))
+        m[r], top[r] = new[r], shift
+    _powers(factor, settings[BASE_2] != 0, True)
+    _put_all(factor, plans, FACTOR)
+    return high != 0
 
 
-@numba.njit(nogil=True)
+@inner
 def _diminished(S, column, how, c):
     wide()
     for r in range(S.shape[0]):
@@ -166,7 +181,7 @@ def _diminished(S, column, how, c):
                 S[r, j] = _F(_F(S[r, j] - shift) * c)
 
 
-@numba.njit(nogil=True)
+@inner
 def _powers(x, base_2, high):
     """exp or 2^x of all; the shorter functions where nothing is high."""
     wide()
@@ -181,15 +196,16 @@ def _powers(x, base_2, high):
             x[i] = low(x[i])
 
 
-@numba.njit(nogil=True)
+@inner
 def _row_sums(S, y, column):
-    """The sum of each row as `arithmetic.row_sum` adds it up; `y` has room for whole groups."""
+    """The sum of each row as `arithmetic.row_sum` adds it up; `y` is room for them."""
     wide()
     for r in range(S.shape[0]):
-        n = y.size
+        n = (S.shape[1] + LANES - 1) // LANES * LANES
         for j in range(S.shape[1]):
             y[j] = S[r, j]
-        y[S.shape[1] :] = NEGATIVE_ZERO
+        for j in range(S.shape[1], n):
+            y[j] = NEGATIVE_ZERO
         while n > LANES:
             kept = (n // LANES + 1) // 2 * LANES
             for j in range(n - kept):
@@ -198,7 +214,7 @@ def _row_sums(S, y, column):
         column[r] = sum_of_64(y)
 
 
-@numba.njit(nogil=True)
+@inner
 def _row_sums_of_128(S, column):
     """The same for the usual tile, which need not be copied first."""
     wide()
@@ -206,21 +222,24 @@ def _row_sums_of_128(S, column):
         column[r] = sum_of_row_of_128(S, r)
 
 
-@numba.njit(nogil=True)
-def _sums(S, begin, state, plans, room, column):
+@inner
+def _sums(S, state, plans, room, column):
     wide()
     if S.shape[1] == 128:
         _row_sums_of_128(S, column)
     else:
         _row_sums(S, room, column)
-    for r in range(column.size):
-        at = begin + r
-        old = _put(_F(state[1, at] * state[2, at]), plans, ADDED)
-        added = _put(column[r], plans, ADDED)
-        state[1, at] = _put(_F(old + added), plans, SUM)
+    l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
+    for r in range(l.size):
+        l[r] = _F(l[r] * factor[r])
+    _put_all(l, plans, ADDED)
+    _put_all(column, plans, ADDED)
+    for r in range(l.size):
+        l[r] = _F(l[r] + column[r])
+    _put_all(l, plans, SUM)
 
 
-@numba.njit(nogil=True)
+@inner
 def _cast(x, plans, settings):
     wide()
     if settings[QUANTIZED] != 0:
@@ -234,31 +253,42 @@ def _cast(x, plans, settings):
         _put_all(x, plans, WEIGHTS)
 
 
-@numba.njit(nogil=True)
-def _take_in(S, at, state, seen, plans, settings):
+@inner
+def _take_in(S, at, state, seen, how, room):
     """Some rows of the tile through all steps; `at` is the first of them, and the first key."""
     wide()
     begin, start = at
-    R, K = S.shape
-    x, column = S.reshape(-1), np.empty(R, np.float32)
-    room = np.empty((K + LANES - 1) // LANES * LANES, np.float32)
+    plans, settings = how
+    columns, spare = room
+    x, column, new = S.reshape(-1), columns[0, : S.shape[0]], columns[1, : S.shape[0]]
     _scaled(x, plans, settings)
     if seen.shape[1]:
         _hide(S, seen, begin, start)
     _largest(S, column)
-    high = _new_state(state, begin, column, plans, settings)
+    high = _new_state(state, column, new, plans, settings)
     _diminished(S, column, settings[SUBTRACT], settings[WAITING])
     if settings[TIMES_LOG2_E] != 0:
         for i in range(x.size):
             x[i] = _F(x[i] * LOG2_E)
     _put_all(x, plans, ARGUMENT)
-    _powers(x, settings[BASE_2] != 0, high > HIGH)
+    _powers(x, settings[BASE_2] != 0, high)
     _put_all(x, plans, EXP)
     if settings[AFTER] == 0:
-        _sums(S, begin, state, plans, room, column)
+        _sums(S, state, plans, spare, column)
     _cast(x, plans, settings)
     if settings[AFTER] != 0:
-        _sums(S, begin, state, plans, room, column)
+        _sums(S, state, plans, spare, column)
+
+
+@inner
+def _take_in_rows(scores, state, seen, at, how, room):
+    """Rows `at[0]` to `at[1]` of a tile, some at a time; `at[2]` is the tile's first key."""
+    first, last, start = at
+    some = room[0].shape[1]
+    for begin in range(first, last, some):
+        rows = slice(begin, min(begin + some, last))
+        parts = state[0, rows], state[1, rows], state[2, rows], state[3, rows], state[4, rows]
+        _take_in(scores[rows], (begin, start), parts, seen, how, room)
 
 
 @compiled
@@ -269,10 +299,8 @@ def take_in(scores, state, seen, start, plans, settings):
     of all keys; `start` is the tile's first. [2,0] where every row sees the whole tile.
     """
     R, K = scores.shape
-    some = max(1, AT_ONCE // K)
-    for begin in range(0, R, some):
-        S = scores[begin : min(begin + some, R)]
-        _take_in(S, (begin, start), state, seen, plans, settings)
+    room = np.empty((2, max(1, AT_ONCE // K)), np.float32), np.empty(K + LANES, np.float32)
+    _take_in_rows(scores, state, seen, (0, R, start), (plans, settings), room)
 
 
 @compiled_for_threads
@@ -281,12 +309,12 @@ def take_in_together(scores, state, seen, start, plans, settings):
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
     for part in numba.prange((R + some - 1) // some):
-        begin = part * some
-        S = scores[begin : min(begin + some, R)]
-        _take_in(S, (begin, start), state, seen, plans, settings)
+        room = np.empty((2, some), np.float32), np.empty(K + LANES, np.float32)
+        at = part * some, min((part + 1) * some, R), start
+        _take_in_rows(scores, state, seen, at, (plans, settings), room)
 
 
-@numba.njit(nogil=True)
+@inner
 def _put_sure(x, plans, at):
     """Like `_put_all`, for values among which there may be NaN."""
     wide()
@@ -298,12 +326,13 @@ def _put_sure(x, plans, at):
         _put_all(x, plans, at)
 
 
-@numba.njit(nogil=True)
+@inner
 def _add_up(o, part, factors, first, last, plans):
     wide()
     x, y = o.reshape(-1), part.reshape(-1)
     if first:
-        x[:] = y
+        for i in range(x.size):
+            x[i] = y[i]
     else:
         _put_sure(y, plans, PRODUCT)
         for i in range(x.size):
@@ -317,13 +346,19 @@ def _add_up(o, part, factors, first, last, plans):
         _put_sure(x, plans, PRODUCT)
 
 
+@inner
+def _add_up_rows(o, part, state, at, last, plans):
+    """Rows `at[0]` to `at[1]`, some at a time; `last` says whether the tile is first or last."""
+    some = max(1, AT_ONCE // max(1, o.shape[1]))
+    for begin in range(at[0], at[1], some):
+        rows = slice(begin, min(begin + some, at[1]))
+        _add_up(o[rows], part[rows], state[2, rows], last[0], last[1], plans)
+
+
 @compiled
 def add_up(o, part, state, first, last, plans):
     """Add the product of a tile to O, and take O to the next maximum unless it was the `last`."""
-    some = max(1, AT_ONCE // max(1, o.shape[1]))
-    for begin in range(0, o.shape[0], some):
-        end = min(begin + some, o.shape[0])
-        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)
+    _add_up_rows(o, part, state, (0, o.shape[0]), (first, last), plans)
 
 
 @compiled_for_threads
@@ -331,6 +366,5 @@ def add_up_together(o, part, state, first, last, plans):
     """The same on several threads."""
     some = max(1, AT_ONCE // max(1, o.shape[1]))
     for part_of in numba.prange((o.shape[0] + some - 1) // some):
-        begin = part_of * some
-        end = min(begin + some, o.shape[0])
-        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)
+        at = part_of * some, min((part_of + 1) * some, o.shape[0])
+        _add_up_rows(o, part, state, at, (first, last), plans)

@@ -59,12 +59,14 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     call = replace(call, rows=_enough(call.rows, call.lengths[0]))
     with plain_arithmetic(call.q.device):
         q, k, v = prepare(recipe, call)
-        quick = fused.takes(recipe) and fused.fits(Block(recipe, call, q, k, v, call.rows))
-        blocks = _row_blocks if not quick else fused.row_blocks
-        parts = [
-            _attend_rows(Block(recipe, call, q[..., at, :], k, v, call.rows[at]), quick=quick)
-            for at in blocks(q, k, _tile(recipe))
-        ]
+        whole = Block(recipe, call, q, k, v, call.rows)
+        if fused.takes(recipe) and fused.fits(whole):
+            parts = [_attend_rows(whole, quick=True)]
+        else:
+            parts = [
+                _attend_rows(replace(whole, q=q[..., at, :], rows=call.rows[at]), quick=False)
+                for at in _row_blocks(q, k, _tile(recipe))
+            ]
         lse = torch.cat([p.lse for p in parts], -1)
         lse = lse + smoothed_away(recipe, call, lse)
         return Attention(

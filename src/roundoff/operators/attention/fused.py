@@ -8,7 +8,6 @@ The same sites in the same order as in `engine`, and the same bits. G heads are 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -27,7 +26,7 @@ from roundoff.operators.exponentials import LOG2_E
 from roundoff.registry import is_installed
 from roundoff.sites import Accumulator, Exponential, Quantizer
 
-__all__ = ["attend", "fits", "row_blocks", "takes"]
+__all__ = ["attend", "fits", "takes"]
 
 HELD = 2**17
 """Scores of a tile that are held at a time: half of a core's second cache, in float32."""
@@ -121,50 +120,66 @@ def _loops() -> Any:
     return importlib.import_module(name) if is_installed("numba") else None
 
 
-def row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
-    """Equal blocks of so many rows that a product is fast and its scores stay in the cache."""
-    rows, keys = q.shape[-2], min(k.shape[-2], tile.keys or k.shape[-2])
-    most = max(LEAST_ROWS, min(MOST_ROWS, 4 * HELD // keys))
-    size = -(-rows // -(-rows // most))
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
-
-
 def attend(block: Block, tiles: list[slice]) -> State:
-    """All tiles of a block of rows, a few heads at a time."""
+    """All tiles of all rows, some rows of a few heads at a time, so that the cache holds them."""
     q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
     heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
     O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
-    state = np.empty((5, heads * rows), np.float32)
-    together = max(1, HELD // (rows * keys))
-    for at in range(0, heads, together):
-        group = slice(at, min(at + together, heads))
-        part = _Heads(block, group, q[group], k[group], v[group])
-        with _loops().threads((group.stop - at) * rows * keys) as shared:
-            found = _walk(part, tiles, O[group], shared=shared)
-        state[:, at * rows : group.stop * rows] = found
+    state = np.empty((heads, 5, rows), np.float32)
+    size = _rows_at_once(rows, keys)
+    together = min(heads, max(1, HELD // (size * keys)))
+    room = _Room(*(q.new_empty(together * size * n) for n in (keys, v.shape[-1], v.shape[-1])))
+    for first in range(0, heads, together):
+        group = slice(first, min(first + together, heads))
+        part = _Heads(block, group, tiles, *_cut(k[group].transpose(1, 2), v[group], tiles))
+        for start in range(0, rows, size):
+            at = slice(start, min(start + size, rows))
+            with _loops().threads((group.stop - first) * size * keys) as shared:
+                state[group, :, at], O[group, at] = _walk(
+                    part, q[group, at], at, room, shared=shared
+                )
     shape = block.q.shape[:-1]
     m, l, rescales, rescaled_by = (  # noqa: E741
-        torch.as_tensor(state[i]).view(*shape, 1) for i in (0, 1, 3, 4)
+        torch.as_tensor(state[:, i]).view(*shape, 1) for i in (0, 1, 3, 4)
     )
     return State(m, l, O.view(*shape, -1), rescales, rescaled_by)
 
 
+def _rows_at_once(rows: int, keys: int) -> int:
+    """So many rows that a product is fast and its scores stay in the cache; equal blocks."""
+    most = max(LEAST_ROWS, min(MOST_ROWS, 4 * HELD // keys))
+    return -(-rows // -(-rows // most))
+
+
+def _cut(k: Tensor, v: Tensor, tiles: list[slice]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tiles of K^T [G,D,M] and of V [G,M,Dv]."""
+    return [k[..., keys] for keys in tiles], [v[:, keys] for keys in tiles]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Memory that is used again and again: for S, O and one tile's product with V."""
+
+    scores: Tensor
+    out: Tensor
+    product: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Some heads of a block: Q [G,R,D], K [G,M,D], V [G,M,Dv]."""
+    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each."""
 
     block: Block
     group: slice
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    tiles: list[slice]
+    k: list[Tensor]
+    v: list[Tensor]
 
-    def hide(self, s: Tensor, keys: slice) -> None:
+    def hide(self, s: Tensor, rows: slice, keys: slice) -> None:
         """Put -inf where a boolean mask hides a key."""
         block = self.block
         if block.call.mask.tensor is not None:
-            seen = block.call.mask.tensor[..., block.rows, keys]
+            seen = block.call.mask.tensor[..., block.rows[rows], keys]
             seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[self.group]
             s.masked_fill_(~seen, HIDDEN)
 
@@ -173,46 +188,42 @@ _EVERYWHERE = np.zeros((2, 0), np.int64)
 
 
 def _walk(
-    part: _Heads,
-    tiles: list[slice],
-    O: Tensor,  # noqa: E741
-    *,
-    shared: bool,
-) -> NDArray[np.float32]:
-    """One group of heads: the state after the last tile; `O` becomes what it is by then."""
+    part: _Heads, q: Tensor, at: slice, room: _Room, *, shared: bool
+) -> tuple[NDArray[np.float32], Tensor]:
+    """Some rows of a group of heads: the state [G,5,R] after the last tile, and O [G,R,Dv]."""
     loops, block = _loops(), part.block
     take_in = loops.take_in_together if shared else loops.take_in
     add_up = loops.add_up_together if shared else loops.add_up
-    heads, rows, _ = part.q.shape
+    heads, rows, _ = q.shape
     state = np.zeros((5, heads * rows), np.float32)
     state[0] = HIDDEN
-    room = O.new_empty(heads * rows * max(t.stop - t.start for t in tiles))
-    product = torch.empty_like(O)
+    dims = part.v[0].shape[-1]
+    O, product = (  # noqa: E741
+        x[: heads * rows * dims].view(heads, rows, dims) for x in (room.out, room.product)
+    )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
     plans, settings = _plans(block.recipe), _settings(block)
-    seen = _seen(block, heads)
-    everywhere = int(seen[0].max()), int(seen[1].min())
-    k = part.k.transpose(1, 2)
-    s, flat = room, None
-    for number, keys in enumerate(tiles):
-        start, width = keys.start, keys.stop - keys.start
-        if not number or width != s.shape[-1]:
-            s = room[: heads * rows * width].view(heads, rows, width)
-            flat = s.numpy().reshape(-1, width)
-        torch.bmm(part.q, k.narrow(2, start, width), out=s)
-        part.hide(s, keys)
-        whole = everywhere[0] <= start and keys.stop <= everywhere[1]
-        take_in(flat, state, _EVERYWHERE if whole else seen, start, plans, settings)
+    seen = _seen(block, at, heads)
+    first, end = int(seen[0].max()), int(seen[1].min())
+    s, flat = room.scores, None
+    for number, keys in enumerate(part.tiles):
+        if not number or keys.stop - keys.start != s.shape[-1]:
+            s = room.scores[: heads * rows * (keys.stop - keys.start)].view(heads, rows, -1)
+            flat = s.numpy().reshape(heads * rows, -1)
+        torch.bmm(q, part.k[number], out=s)
+        part.hide(s, at, keys)
+        whole = first <= keys.start and keys.stop <= end
+        take_in(flat, state, _EVERYWHERE if whole else seen, keys.start, plans, settings)
         if number:
             add_up(o, added, state, number == 1, False, plans)
-        torch.bmm(s, part.v.narrow(1, start, width), out=product)
-    add_up(o, added, state, len(tiles) == 1, True, plans)
-    return state
+        torch.bmm(s, part.v[number], out=product)
+    add_up(o, added, state, len(part.tiles) == 1, True, plans)
+    return state.reshape(5, heads, rows).swapaxes(0, 1), O
 
 
-def _seen(block: Block, heads: int) -> NDArray[np.int64]:
+def _seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
     """For each row of each head, the first key that it sees and the first beyond."""
-    first, end = block.call.mask.seen(block.rows, block.call.lengths)
+    first, end = block.call.mask.seen(block.rows[at], block.call.lengths)
     return torch.stack([first, end]).to(torch.int64).repeat(1, heads).numpy()
 
 
