@@ -75,37 +75,34 @@ def _in_full(x, plan):
 
 
 @inner
-def _plan(plans, at):
-    return (
-        plans[at, 1], plans[at, 2], plans[at, 3], plans[at, 4], plans[at, 5], plans[at, 6],
-        plans[at, 7], plans[at, 8],
-    )  # fmt: skip
+def _integers(plan):
+    return plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]
 
 
 @inner
-def _put_all(x, plans, at):
+def _put_all(x, plan):
     """The same for all of `x`, among which there is no NaN."""
     wide()
-    if plans[at, 0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plans[at, 1] & _I(31)))
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
         for i in range(x.size):
             x[i] = _dropped(x[i], last)
-    elif plans[at, 0] == IN_FULL:
-        plan = _plan(plans, at)
+    elif plan[0] == IN_FULL:
+        integers = _integers(plan)
         for i in range(x.size):
-            x[i] = _in_full(x[i], plan)
+            x[i] = _in_full(x[i], integers)
 
 
 @inner
 def _scaled(x, plans, settings):
     wide()
-    _put_all(x, plans, QK)
-    _put_all(x, plans, SCORES)
+    _put_all(x, plans[QK])
+    _put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
         c = settings[SCALE]
         for i in range(x.size):
             x[i] = _F(x[i] * c)
-        _put_all(x, plans, LOGITS)
+        _put_all(x, plans[LOGITS])
 
 
 @inner
@@ -149,7 +146,7 @@ def _new_state(state, top, new, plans, settings):
     m, _, factor, rescales, rescaled_by = state
     exponent, unit = settings[EXPONENT], settings[UNIT]
     _new_maximum(m, top, new, settings)
-    _put_all(new, plans, MAXIMUM)
+    _put_all(new, plans[MAXIMUM])
     high = _I(0)
     for r in range(m.size):
         risen = (new[r] > m[r]) & (m[r] != HIDDEN)
@@ -160,7 +157,7 @@ def _new_state(state, top, new, plans, settings):
         high = _I(high | _I(_F(_F(top[r] - shift) * exponent) > HIGH))
         m[r], top[r] = new[r], shift
     _powers(factor, settings[BASE_2] != 0, True)
-    _put_all(factor, plans, FACTOR)
+    _put_all(factor, plans[FACTOR])
     return high != 0
 
 
@@ -232,11 +229,11 @@ def _sums(S, state, plans, room, column):
     l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
     for r in range(l.size):
         l[r] = _F(l[r] * factor[r])
-    _put_all(l, plans, ADDED)
-    _put_all(column, plans, ADDED)
+    _put_all(l, plans[ADDED])
+    _put_all(column, plans[ADDED])
     for r in range(l.size):
         l[r] = _F(l[r] + column[r])
-    _put_all(l, plans, SUM)
+    _put_all(l, plans[SUM])
 
 
 @inner
@@ -246,11 +243,11 @@ def _cast(x, plans, settings):
         c = settings[QUANTUM]
         for i in range(x.size):
             x[i] = _F(x[i] * c)
-        _put_all(x, plans, WEIGHTS)
+        _put_all(x, plans[WEIGHTS])
         for i in range(x.size):
             x[i] = _F(x[i] / c)
     else:
-        _put_all(x, plans, WEIGHTS)
+        _put_all(x, plans[WEIGHTS])
 
 
 @inner
@@ -270,9 +267,9 @@ def _take_in(S, at, state, seen, how, room):
     if settings[TIMES_LOG2_E] != 0:
         for i in range(x.size):
             x[i] = _F(x[i] * LOG2_E)
-    _put_all(x, plans, ARGUMENT)
+    _put_all(x, plans[ARGUMENT])
     _powers(x, settings[BASE_2] != 0, high)
-    _put_all(x, plans, EXP)
+    _put_all(x, plans[EXP])
     if settings[AFTER] == 0:
         _sums(S, state, plans, spare, column)
     _cast(x, plans, settings)
@@ -315,15 +312,15 @@ def take_in_together(scores, state, seen, start, plans, settings):
 
 
 @inner
-def _put_sure(x, plans, at):
+def _put_sure(x, plan):
     """Like `_put_all`, for values among which there may be NaN."""
     wide()
-    if plans[at, 0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plans[at, 1] & _I(31)))
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
         for i in range(x.size):
             x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
-    elif plans[at, 0] == IN_FULL:
-        _put_all(x, plans, at)
+    elif plan[0] == IN_FULL:
+        _put_all(x, plan)
 
 
 @inner
@@ -334,16 +331,16 @@ def _add_up(o, part, factors, first, last, plans):
         for i in range(x.size):
             x[i] = y[i]
     else:
-        _put_sure(y, plans, PRODUCT)
+        _put_sure(y, plans[PRODUCT])
         for i in range(x.size):
             x[i] = _F(x[i] + y[i])
-    _put_sure(x, plans, OUT)
+    _put_sure(x, plans[OUT])
     if not last:
         for r in range(o.shape[0]):
             factor = factors[r]
             for i in range(o.shape[1]):
                 o[r, i] = _F(o[r, i] * factor)
-        _put_sure(x, plans, PRODUCT)
+        _put_sure(x, plans[PRODUCT])
 
 
 @inner
