@@ -37,7 +37,18 @@ from roundoff.operators._vector import (
     wide,
 )
 
-__all__ = ["add_up", "add_up_together", "take_in", "take_in_together", "threads"]
+__all__ = [
+    "add_up",
+    "add_up_together",
+    "hide",
+    "powers",
+    "put_all",
+    "put_sure",
+    "scaled",
+    "take_in",
+    "take_in_together",
+    "threads",
+]
 
 _F, _I = np.float32, np.int32
 AT_ONCE = 8192  # elements of S that go through all steps together
@@ -80,7 +91,7 @@ def _integers(plan):
 
 
 @inner
-def _put_all(x, plan):
+def put_all(x, plan):
     """The same for all of `x`, among which there is no NaN."""
     wide()
     if plan[0] == BY_DROPPING:
@@ -94,19 +105,19 @@ def _put_all(x, plan):
 
 
 @inner
-def _scaled(x, plans, settings):
+def scaled(x, plans, settings):
     wide()
-    _put_all(x, plans[QK])
-    _put_all(x, plans[SCORES])
+    put_all(x, plans[QK])
+    put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
         c = settings[SCALE]
         for i in range(x.size):
             x[i] = _F(x[i] * c)
-        _put_all(x, plans[LOGITS])
+        put_all(x, plans[LOGITS])
 
 
 @inner
-def _hide(S, seen, begin, start):
+def hide(S, seen, begin, start):
     for r in range(S.shape[0]):
         first = min(max(0, seen[0, begin + r] - start), S.shape[1])
         beyond = min(max(0, seen[1, begin + r] - start), S.shape[1])
@@ -146,7 +157,7 @@ def _new_state(state, top, new, plans, settings):
     m, _, factor, rescales, rescaled_by = state
     exponent, unit = settings[EXPONENT], settings[UNIT]
     _new_maximum(m, top, new, settings)
-    _put_all(new, plans[MAXIMUM])
+    put_all(new, plans[MAXIMUM])
     high = _I(0)
     for r in range(m.size):
         risen = (new[r] > m[r]) & (m[r] != HIDDEN)
@@ -156,8 +167,8 @@ def _new_state(state, top, new, plans, settings):
         factor[r] = _F(_F(m[r] - shift) * exponent)
         high = _I(high | _I(_F(_F(top[r] - shift) * exponent) > HIGH))
         m[r], top[r] = new[r], shift
-    _powers(factor, settings[BASE_2] != 0, True)
-    _put_all(factor, plans[FACTOR])
+    powers(factor, settings[BASE_2] != 0, True)
+    put_all(factor, plans[FACTOR])
     return high != 0
 
 
@@ -179,7 +190,7 @@ def _diminished(S, column, how, c):
 
 
 @inner
-def _powers(x, base_2, high):
+def powers(x, base_2, high):
     """exp or 2^x of all; the shorter functions where nothing is high."""
     wide()
     if high:
@@ -229,11 +240,11 @@ def _sums(S, state, plans, room, column):
     l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
     for r in range(l.size):
         l[r] = _F(l[r] * factor[r])
-    _put_all(l, plans[ADDED])
-    _put_all(column, plans[ADDED])
+    put_all(l, plans[ADDED])
+    put_all(column, plans[ADDED])
     for r in range(l.size):
         l[r] = _F(l[r] + column[r])
-    _put_all(l, plans[SUM])
+    put_all(l, plans[SUM])
 
 
 @inner
@@ -243,11 +254,11 @@ def _cast(x, plans, settings):
         c = settings[QUANTUM]
         for i in range(x.size):
             x[i] = _F(x[i] * c)
-        _put_all(x, plans[WEIGHTS])
+        put_all(x, plans[WEIGHTS])
         for i in range(x.size):
             x[i] = _F(x[i] / c)
     else:
-        _put_all(x, plans[WEIGHTS])
+        put_all(x, plans[WEIGHTS])
 
 
 @inner
@@ -258,18 +269,18 @@ def _take_in(S, at, state, seen, how, room):
     plans, settings = how
     columns, spare = room
     x, column, new = S.reshape(-1), columns[0, : S.shape[0]], columns[1, : S.shape[0]]
-    _scaled(x, plans, settings)
+    scaled(x, plans, settings)
     if seen.shape[1]:
-        _hide(S, seen, begin, start)
+        hide(S, seen, begin, start)
     _largest(S, column)
     high = _new_state(state, column, new, plans, settings)
     _diminished(S, column, settings[SUBTRACT], settings[WAITING])
     if settings[TIMES_LOG2_E] != 0:
         for i in range(x.size):
             x[i] = _F(x[i] * LOG2_E)
-    _put_all(x, plans[ARGUMENT])
-    _powers(x, settings[BASE_2] != 0, high)
-    _put_all(x, plans[EXP])
+    put_all(x, plans[ARGUMENT])
+    powers(x, settings[BASE_2] != 0, high)
+    put_all(x, plans[EXP])
     if settings[AFTER] == 0:
         _sums(S, state, plans, spare, column)
     _cast(x, plans, settings)
@@ -312,15 +323,15 @@ def take_in_together(scores, state, seen, start, plans, settings):
 
 
 @inner
-def _put_sure(x, plan):
-    """Like `_put_all`, for values among which there may be NaN."""
+def put_sure(x, plan):
+    """Like `put_all`, for values among which there may be NaN."""
     wide()
     if plan[0] == BY_DROPPING:
         last = _I(_I(1) << _I(plan[1] & _I(31)))
         for i in range(x.size):
             x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
     elif plan[0] == IN_FULL:
-        _put_all(x, plan)
+        put_all(x, plan)
 
 
 @inner
@@ -331,16 +342,16 @@ def _add_up(o, part, factors, first, last, plans):
         for i in range(x.size):
             x[i] = y[i]
     else:
-        _put_sure(y, plans[PRODUCT])
+        put_sure(y, plans[PRODUCT])
         for i in range(x.size):
             x[i] = _F(x[i] + y[i])
-    _put_sure(x, plans[OUT])
+    put_sure(x, plans[OUT])
     if not last:
         for r in range(o.shape[0]):
             factor = factors[r]
             for i in range(o.shape[1]):
                 o[r, i] = _F(o[r, i] * factor)
-        _put_sure(x, plans[PRODUCT])
+        put_sure(x, plans[PRODUCT])
 
 
 @inner

@@ -26,7 +26,18 @@ from roundoff.operators.exponentials import LOG2_E
 from roundoff.registry import is_installed
 from roundoff.sites import Accumulator, Exponential, Quantizer
 
-__all__ = ["attend", "fits", "takes"]
+__all__ = [
+    "EVERYWHERE",
+    "NO_PLAN",
+    "attend",
+    "fits",
+    "hide",
+    "plan",
+    "roundable",
+    "seen",
+    "settings",
+    "takes",
+]
 
 HELD = 2**17
 """Scores of a tile that are held at a time: half of a core's second cache, in float32."""
@@ -67,7 +78,7 @@ def takes(recipe: Recipe) -> bool:
         and isinstance(tile, Tile)
         and tile.splits == 1
         and _castable(recipe.probabilities)
-        and all(_roundable(f) for f in _formats(recipe))
+        and all(roundable(f) for f in _formats(recipe))
     )
 
 
@@ -90,7 +101,8 @@ def _formats(recipe: Recipe) -> list[Format]:
     return [settled(f) for f in chosen]
 
 
-def _roundable(format: Format) -> bool:
+def roundable(format: Format) -> bool:
+    """Whether the loops round to it as `arithmetic.put` does."""
     return format.negative_zero or format.bits >= FP32.bits
 
 
@@ -175,16 +187,17 @@ class _Heads:
     k: list[Tensor]
     v: list[Tensor]
 
-    def hide(self, s: Tensor, rows: slice, keys: slice) -> None:
-        """Put -inf where a boolean mask hides a key."""
-        block = self.block
-        if block.call.mask.tensor is not None:
-            seen = block.call.mask.tensor[..., block.rows[rows], keys]
-            seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[self.group]
-            s.masked_fill_(~seen, HIDDEN)
+
+def hide(block: Block, group: slice, s: Tensor, rows: slice, keys: slice) -> None:
+    """Put -inf into S [G,R,K] of these heads where a boolean mask hides a key."""
+    if block.call.mask.tensor is not None:
+        seen = block.call.mask.tensor[..., block.rows[rows], keys]
+        seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[group]
+        s.masked_fill_(~seen, HIDDEN)
 
 
-_EVERYWHERE = np.zeros((2, 0), np.int64)
+EVERYWHERE = np.zeros((2, 0), np.int64)
+NO_PLAN = (0,) * 9
 
 
 def _walk(
@@ -202,18 +215,18 @@ def _walk(
         x[: heads * rows * dims].view(heads, rows, dims) for x in (room.out, room.product)
     )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
-    plans, settings = _plans(block.recipe), _settings(block)
-    seen = _seen(block, at, heads)
-    first, end = int(seen[0].max()), int(seen[1].min())
+    plans, numbers = _plans(block.recipe), settings(block)
+    of = seen(block, at, heads)
+    first, end = int(of[0].max()), int(of[1].min())
     s, flat = room.scores, None
     for number, keys in enumerate(part.tiles):
         if not number or keys.stop - keys.start != s.shape[-1]:
             s = room.scores[: heads * rows * (keys.stop - keys.start)].view(heads, rows, -1)
             flat = s.numpy().reshape(heads * rows, -1)
         torch.bmm(q, part.k[number], out=s)
-        part.hide(s, at, keys)
+        hide(block, part.group, s, at, keys)
         whole = first <= keys.start and keys.stop <= end
-        take_in(flat, state, _EVERYWHERE if whole else seen, keys.start, plans, settings)
+        take_in(flat, state, EVERYWHERE if whole else of, keys.start, plans, numbers)
         if number:
             add_up(o, added, state, number == 1, False, plans)
         torch.bmm(s, part.v[number], out=product)
@@ -221,7 +234,7 @@ def _walk(
     return state.reshape(5, heads, rows).swapaxes(0, 1), O
 
 
-def _seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
+def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
     """For each row of each head, the first key that it sees and the first beyond."""
     first, end = block.call.mask.seen(block.rows[at], block.call.lengths)
     return torch.stack([first, end]).to(torch.int64).repeat(1, heads).numpy()
@@ -232,17 +245,18 @@ def _plans(recipe: Recipe) -> NDArray[np.int32]:
     """One row for each place that rounds: whether and how, and the integers of `Plan`."""
     fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
     formats = _formats(recipe)
-    rows = [_plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
+    rows = [plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
     if formats[1] == formats[0]:  # S is stored as the product left it
-        rows[1] = (0,) * 9
+        rows[1] = NO_PLAN
     if formats[5] == formats[4] and not fixed:  # and so is P
-        rows[5] = (0,) * 9
+        rows[5] = NO_PLAN
     return np.array(rows, np.int32)
 
 
-def _plan(format: Format, *, saturates: bool) -> tuple[int, ...]:
+def plan(format: Format, *, saturates: bool = False) -> tuple[int, ...]:
+    """Whether and how the loops round to a format, and the integers of `Plan`."""
     if holds(format, FP32):
-        return (0,) * 9
+        return NO_PLAN
     overflow = "saturate" if saturates or not format.infinities else "inf"
     plan = make_plan(format, FLOAT32, "nearest", overflow)
     assert plan is not None
@@ -253,7 +267,7 @@ def _plan(format: Format, *, saturates: bool) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _settings(block: Block) -> NDArray[np.float32]:
+def settings(block: Block) -> NDArray[np.float32]:
     """What the steps do, and with which numbers, in the orders that `_tile` lists."""
     recipe, p = block.recipe, block.recipe.probabilities
     exp, scale = recipe.exponential, recipe.logits.scale
