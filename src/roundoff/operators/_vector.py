@@ -16,7 +16,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["bits", "fma", "largest_of_row", "number", "sum_of_64", "sum_of_row_of_128", "wide"]
+__all__ = [
+    "bits",
+    "fma",
+    "largest_of_row",
+    "loosely_added",
+    "number",
+    "sum_of_64",
+    "sum_of_row_of_128",
+    "wide",
+]
 
 
 SIXTEEN = ir.VectorType(ir.FloatType(), 16)
@@ -42,6 +51,15 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
         return builder.fma(*arguments)
 
     return a(a, a, a), generate
+
+
+def _loosely_added(context: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+    """a + b of a sum whose order is left to LLVM, which can then make vectors of it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
+
+    return a(a, a), generate
 
 
 def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
@@ -157,5 +175,6 @@ sum_of_64: Any = intrinsic(_sum_of_64)
 sum_of_row_of_128: Any = intrinsic(_sum_of_row_of_128)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
+loosely_added: Any = intrinsic(_loosely_added)
 bits: Any = intrinsic(_bits)
 number: Any = intrinsic(_number)
