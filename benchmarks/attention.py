@@ -164,7 +164,7 @@ def golden_row(threads: int) -> Row:
     flat = [x[0, 0].double() for x in (q, k, v)]
     return Row(
         f"golden, {GOLDEN_LENGTH} tokens", "2 in fp64", lambda: golden(q, k, v),
-        lambda: golden_products(*flat, rows=512, tile=256), threads,
+        lambda: golden_products(*flat, rows=2048, tile=256), threads,
     )  # fmt: skip
 
 

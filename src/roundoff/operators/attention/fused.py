@@ -19,9 +19,10 @@ from torch import Tensor
 
 from roundoff.formats import FORMATS, Format
 from roundoff.formats._plan import FLOAT32, make_plan
-from roundoff.operators.arithmetic import holds, magnitude, settled
+from roundoff.operators.arithmetic import holds, magnitude, put, settled
+from roundoff.operators.attention.call import Attention
 from roundoff.operators.attention.recipe import Logits, Maximum, Normalise, Recipe, RowSum, Tile
-from roundoff.operators.attention.steps import HIDDEN, Block, State
+from roundoff.operators.attention.steps import HIDDEN, Block, divided, log_sum_exp
 from roundoff.operators.exponentials import LOG2_E
 from roundoff.registry import is_installed
 from roundoff.sites import Accumulator, Exponential, Quantizer
@@ -132,14 +133,15 @@ def _loops() -> Any:
     return importlib.import_module(name) if is_installed("numba") else None
 
 
-def attend(block: Block, tiles: list[slice]) -> State:
+def attend(block: Block, tiles: list[slice]) -> Attention:
     """All tiles of all rows, some rows of a few heads at a time, so that the cache holds them."""
     q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
     heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
-    O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
-    state = np.empty((heads, 5, rows), np.float32)
+    out = q.new_empty((heads, rows, v.shape[-1]))
+    state = q.new_empty((5, heads, rows, 1))
     size = _rows_at_once(rows, keys)
-    together = min(heads, max(1, HELD // (size * keys)))
+    # Each thread's core has a cache of its own.
+    together = min(heads, max(1, torch.get_num_threads() * HELD // (size * keys)))
     room = _Room(*(q.new_empty(together * size * n) for n in (keys, v.shape[-1], v.shape[-1])))
     for first in range(0, heads, together):
         group = slice(first, min(first + together, heads))
@@ -147,14 +149,15 @@ def attend(block: Block, tiles: list[slice]) -> State:
         for start in range(0, rows, size):
             at = slice(start, min(start + size, rows))
             with _loops().threads((group.stop - first) * size * keys) as shared:
-                state[group, :, at], O[group, at] = _walk(
-                    part, q[group, at], at, room, shared=shared
-                )
+                found, O = _walk(part, q[group, at], at, room, shared=shared)  # noqa: E741
+            state[:, group, at] = found
+            out[group, at] = put(divided(block, O, found[1]), block.recipe.output)
     shape = block.q.shape[:-1]
-    m, l, rescales, rescaled_by = (  # noqa: E741
-        torch.as_tensor(state[:, i]).view(*shape, 1) for i in (0, 1, 3, 4)
+    m, l, _, rescales, rescaled_by = state.view(5, *shape, 1)  # noqa: E741
+    lse = log_sum_exp(block, m, l)
+    return Attention(
+        out.view(*shape, -1), lse.squeeze(-1), rescales.squeeze(-1), rescaled_by.squeeze(-1)
     )
-    return State(m, l, O.view(*shape, -1), rescales, rescaled_by)
 
 
 def _rows_at_once(rows: int, keys: int) -> int:
@@ -202,8 +205,8 @@ NO_PLAN = (0,) * 9
 
 def _walk(
     part: _Heads, q: Tensor, at: slice, room: _Room, *, shared: bool
-) -> tuple[NDArray[np.float32], Tensor]:
-    """Some rows of a group of heads: the state [G,5,R] after the last tile, and O [G,R,Dv]."""
+) -> tuple[Tensor, Tensor]:
+    """Some rows of a group of heads: the state [5,G,R,1] after the last tile, and O [G,R,Dv]."""
     loops, block = _loops(), part.block
     take_in = loops.take_in_together if shared else loops.take_in
     add_up = loops.add_up_together if shared else loops.add_up
@@ -231,7 +234,7 @@ def _walk(
             add_up(o, added, state, number == 1, False, plans)
         torch.bmm(s, part.v[number], out=product)
     add_up(o, added, state, len(part.tiles) == 1, True, plans)
-    return state.reshape(5, heads, rows).swapaxes(0, 1), O
+    return torch.as_tensor(state).view(5, heads, rows, 1), O
 
 
 def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from roundoff.registry import is_installed, require
 
 __all__ = ["golden", "precise"]
 
-MOST_ROWS, HELD = 512, 2**17
+MOST_ROWS, LEAST_KEYS, HELD = 2048, 256, 2**17
 """Rows of a block, and scores held at a time (a megabyte, which stays in a core's cache)."""
 
 CONVERTED = 2**24
@@ -102,7 +102,7 @@ def _head(call: Call, b: int, h: int, condition: bool) -> list[Tensor]:
     bounded = mask.kind != "additive" and math.isfinite(bound)
     plain = bounded and q.device.type == "cpu" and not torch.compiler.is_compiling()
     size = -(-len(q) // max(1, -(-len(q) // MOST_ROWS)))
-    width = max(256, HELD // max(1, size))
+    width = max(LEAST_KEYS, HELD // max(1, size))
     spans = [slice(at, min(at + width, len(k))) for at in range(0, len(k), width)]
     tiles = [(keys, k[keys].T, v[keys]) for keys in spans]
     if k.shape[-2] * max(k.shape[-1], v.shape[-1]) <= CONVERTED:
