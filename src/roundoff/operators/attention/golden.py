@@ -28,7 +28,10 @@ from roundoff.registry import is_installed, require
 __all__ = ["golden", "precise"]
 
 MOST_ROWS, LEAST_KEYS, HELD = 2048, 256, 2**17
-"""Rows of a block, and scores held at a time (a megabyte, which stays in a core's cache)."""
+"""Rows of a block, keys of a tile, and scores held at a time where there are fewer rows.
+
+A tile has left the second cache before it is weighed, which costs less than more calls would.
+"""
 
 CONVERTED = 2**24
 """Keys times head dim up to which a head's K and V are taken to float64 as a whole."""
@@ -48,17 +51,16 @@ def golden(call: Call, *, condition: bool = True) -> tuple[Attention, dict[str, 
     size of a visible logit, and largest spread in a row). It takes half as long again, so that
     it can be left out.
     """
-    batch, heads, _, _ = call.q.shape
+    shape, dims = (*call.q.shape[:2], len(call.rows)), call.v.shape[-1]
+    # Sum p v, over l in the end; sum p|v| behind it where that is asked for.
+    means = call.q.new_zeros((*shape, 2 * dims if condition else dims), dtype=torch.float64)
+    ends = call.q.new_empty((*shape, 3), dtype=torch.float64)
     with plain_arithmetic(call.q.device):
-        found = [_head(call, b, h, condition) for b in range(batch) for h in range(heads)]
-    shape, dims = (batch, heads, len(call.rows)), call.v.shape[-1]
-    sizes = dims, dims, 3
-    none = [call.q.new_zeros((0, n), dtype=torch.float64) for n in sizes]
-    out, weight, ends = (
-        torch.stack([parts[i] for parts in found] or [none[i]]).view(*shape, n)
-        for i, n in enumerate(sizes if condition else (dims, 0, 3))
-    )
-    result = Attention(out, ends[..., 0])
+        for b in range(shape[0]):
+            for h in range(shape[1]):
+                _head(call, b, h, means[b, h], ends[b, h])
+    out, weight = means[..., :dims], means[..., dims:]
+    result = Attention(out.contiguous(), ends[..., 0])
     return result, _condition(out, weight, ends[..., 1:]) if condition else {}
 
 
@@ -89,8 +91,8 @@ class _Head:
             yield self.mask.apply(s, rows, keys, self.lengths, unit=LN_2), v.double()
 
 
-def _head(call: Call, b: int, h: int, condition: bool) -> list[Tensor]:
-    """Of one head's rows: output [R,Dv], sum p|v| [R,Dv], and LSE, smallest and largest logit."""
+def _head(call: Call, b: int, h: int, means: Tensor, ends: Tensor) -> None:
+    """Fill in one head's rows: output (and sum p|v|); LSE, smallest and largest logit [R,3]."""
     group = h * call.k.shape[1] // call.q.shape[1]
     k, v = call.k[b, group], call.v[b, group]
     tensor = call.mask.tensor
@@ -111,32 +113,28 @@ def _head(call: Call, b: int, h: int, condition: bool) -> list[Tensor]:
         q, tiles, mask, call.rows, call.lengths, bounded and bound < SMALL, plain,
         q.new_empty(size * min(width, max(1, len(k)))),
     )  # fmt: skip
-    found = [
-        _rows(head, slice(at, min(at + size, len(q))), v.shape[-1], condition)
-        for at in range(0, max(1, len(q)), max(1, size))
-    ]
-    return [torch.cat(x) for x in zip(*found, strict=True)]
+    for start in range(0, len(q), max(1, size)):
+        at = slice(start, min(start + size, len(q)))
+        ends[at] = _rows(head, at, means[at], v.shape[-1])
 
 
-def _rows(head: _Head, at: slice, dims: int, condition: bool) -> tuple[Tensor, Tensor, Tensor]:
-    rows = at.stop - at.start
-    column = head.q.new_full((rows,), -math.inf)
+def _rows(head: _Head, at: slice, sums: Tensor, dims: int) -> Tensor:
+    """LSE, smallest and largest logit of a block of rows; their means in place of `sums`."""
+    column, condition = head.q.new_full((len(sums),), -math.inf), sums.shape[-1] > dims
     low, high = -column, column
     if not head.small:
         for s, _ in head.scores(at):
             high = torch.maximum(high, s.amax(-1))
     shift = high.masked_fill(high == -math.inf, 0.0)
     total = torch.zeros_like(column)
-    sums = head.q.new_zeros((rows, 2 * dims if condition else dims))  # of p v, and of p|v|
     with _weighing(head, shift, total) as weigh:
         for s, v in head.scores(at):
             if condition:
                 low = torch.minimum(low, s.masked_fill(s == -math.inf, math.inf).amin(-1))
                 high = torch.maximum(high, s.amax(-1))
             sums.addmm_(weigh(s), torch.cat([v, v.abs()], -1) if condition else v)
-    means = (sums / total[:, None]).masked_fill_((total == 0)[:, None], 0.0)
-    ends = torch.stack([shift * LN_2 + total.log(), low * LN_2, high * LN_2], -1)
-    return means[:, :dims], means[:, dims:], ends
+    sums.div_(total[:, None]).masked_fill_((total == 0)[:, None], 0.0)
+    return torch.stack([shift * LN_2 + total.log(), low * LN_2, high * LN_2], -1)
 
 
 @contextlib.contextmanager
