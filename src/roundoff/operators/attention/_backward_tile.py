@@ -18,6 +18,7 @@ import numpy as np
 from roundoff.formats._numba import threads
 from roundoff.operators._numba import compiled, compiled_for_threads, inner
 from roundoff.operators._vector import fma, wide
+from roundoff.operators.attention._product import add_up, add_up_together, put_sure
 from roundoff.operators.attention._tile import (
     ARGUMENT,
     AT_ONCE,
@@ -31,12 +32,9 @@ from roundoff.operators.attention._tile import (
     TIMES_LOG2_E,
     WAITING,
     WEIGHTS,
-    add_up,
-    add_up_together,
     hide,
     powers,
     put_all,
-    put_sure,
     scaled,
 )
 

@@ -38,12 +38,10 @@ from roundoff.operators._vector import (
 )
 
 __all__ = [
-    "add_up",
-    "add_up_together",
+    "dropped",
     "hide",
     "powers",
     "put_all",
-    "put_sure",
     "scaled",
     "take_in",
     "take_in_together",
@@ -69,7 +67,7 @@ PLAIN, BY_FMA, TIMES = range(3)
 
 
 @inner
-def _dropped(x, last):
+def dropped(x, last):
     """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
     b = bits(x)
     below_half = _I(_I(last >> _I(1)) - _I(1))
@@ -97,11 +95,43 @@ def put_all(x, plan):
     if plan[0] == BY_DROPPING:
         last = _I(_I(1) << _I(plan[1] & _I(31)))
         for i in range(x.size):
-            x[i] = _dropped(x[i], last)
+            x[i] = dropped(x[i], last)
     elif plan[0] == IN_FULL:
         integers = _integers(plan)
         for i in range(x.size):
             x[i] = _in_full(x[i], integers)
+
+
+@inner
+def _put_times(x, c, plan):
+    """The same for all of `x` times `c`; the usual rounding in the same loop."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for i in range(x.size):
+            x[i] = dropped(_F(x[i] * c), last)
+    else:
+        for i in range(x.size):
+            x[i] = _F(x[i] * c)
+        put_all(x, plan)
+
+
+@inner
+def _put_less(S, column, plan):
+    """The same for S less a number of each row."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = dropped(_F(S[r, j] - shift), last)
+    else:
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = _F(S[r, j] - shift)
+        put_all(S.reshape(-1), plan)
 
 
 @inner
@@ -110,10 +140,7 @@ def scaled(x, plans, settings):
     put_all(x, plans[QK])
     put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
-        c = settings[SCALE]
-        for i in range(x.size):
-            x[i] = _F(x[i] * c)
-        put_all(x, plans[LOGITS])
+        _put_times(x, settings[SCALE], plans[LOGITS])
 
 
 @inner
@@ -173,8 +200,13 @@ def _new_state(state, top, new, plans, settings):
 
 
 @inner
-def _diminished(S, column, how, c):
+def _arguments(S, column, plans, settings):
+    """What the exponential is taken of."""
     wide()
+    how, c, x = settings[SUBTRACT], settings[WAITING], S.reshape(-1)
+    if how == PLAIN and settings[TIMES_LOG2_E] == 0:
+        _put_less(S, column, plans[ARGUMENT])
+        return
     for r in range(S.shape[0]):
         shift = column[r]
         d = _F(-_F(shift * c))
@@ -187,6 +219,10 @@ def _diminished(S, column, how, c):
         else:
             for j in range(S.shape[1]):
                 S[r, j] = _F(_F(S[r, j] - shift) * c)
+    if settings[TIMES_LOG2_E] != 0:
+        for i in range(x.size):
+            x[i] = _F(x[i] * LOG2_E)
+    put_all(x, plans[ARGUMENT])
 
 
 @inner
@@ -252,9 +288,7 @@ def _cast(x, plans, settings):
     wide()
     if settings[QUANTIZED] != 0:
         c = settings[QUANTUM]
-        for i in range(x.size):
-            x[i] = _F(x[i] * c)
-        put_all(x, plans[WEIGHTS])
+        _put_times(x, c, plans[WEIGHTS])
         for i in range(x.size):
             x[i] = _F(x[i] / c)
     else:
@@ -274,11 +308,7 @@ def _take_in(S, at, state, seen, how, room):
         hide(S, seen, begin, start)
     _largest(S, column)
     high = _new_state(state, column, new, plans, settings)
-    _diminished(S, column, settings[SUBTRACT], settings[WAITING])
-    if settings[TIMES_LOG2_E] != 0:
-        for i in range(x.size):
-            x[i] = _F(x[i] * LOG2_E)
-    put_all(x, plans[ARGUMENT])
+    _arguments(S, column, plans, settings)
     powers(x, settings[BASE_2] != 0, high)
     put_all(x, plans[EXP])
     if settings[AFTER] == 0:
@@ -320,59 +350,3 @@ def take_in_together(scores, state, seen, start, plans, settings):
         room = np.empty((2, some), np.float32), np.empty(K + LANES, np.float32)
         at = part * some, min((part + 1) * some, R), start
         _take_in_rows(scores, state, seen, at, (plans, settings), room)
-
-
-@inner
-def put_sure(x, plan):
-    """Like `put_all`, for values among which there may be NaN."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for i in range(x.size):
-            x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
-    elif plan[0] == IN_FULL:
-        put_all(x, plan)
-
-
-@inner
-def _add_up(o, part, factors, first, last, plans):
-    wide()
-    x, y = o.reshape(-1), part.reshape(-1)
-    if first:
-        for i in range(x.size):
-            x[i] = y[i]
-    else:
-        put_sure(y, plans[PRODUCT])
-        for i in range(x.size):
-            x[i] = _F(x[i] + y[i])
-    put_sure(x, plans[OUT])
-    if not last:
-        for r in range(o.shape[0]):
-            factor = factors[r]
-            for i in range(o.shape[1]):
-                o[r, i] = _F(o[r, i] * factor)
-        put_sure(x, plans[PRODUCT])
-
-
-@inner
-def _add_up_rows(o, part, state, at, last, plans):
-    """Rows `at[0]` to `at[1]`, some at a time; `last` says whether the tile is first or last."""
-    some = max(1, AT_ONCE // max(1, o.shape[1]))
-    for begin in range(at[0], at[1], some):
-        rows = slice(begin, min(begin + some, at[1]))
-        _add_up(o[rows], part[rows], state[2, rows], last[0], last[1], plans)
-
-
-@compiled
-def add_up(o, part, state, first, last, plans):
-    """Add the product of a tile to O, and take O to the next maximum unless it was the `last`."""
-    _add_up_rows(o, part, state, (0, o.shape[0]), (first, last), plans)
-
-
-@compiled_for_threads
-def add_up_together(o, part, state, first, last, plans):
-    """The same on several threads."""
-    some = max(1, AT_ONCE // max(1, o.shape[1]))
-    for part_of in numba.prange((o.shape[0] + some - 1) // some):
-        at = part_of * some, min((part_of + 1) * some, o.shape[0])
-        _add_up_rows(o, part, state, at, (first, last), plans)

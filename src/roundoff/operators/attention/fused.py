@@ -129,7 +129,7 @@ def fits(block: Block) -> bool:
 
 @cache
 def _loops() -> Any:
-    name = "roundoff.operators.attention._tile"
+    name = "roundoff.operators.attention._product"
     return importlib.import_module(name) if is_installed("numba") else None
 
 
