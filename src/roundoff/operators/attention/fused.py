@@ -34,6 +34,7 @@ __all__ = [
     "fits",
     "hide",
     "plan",
+    "plans",
     "roundable",
     "seen",
     "settings",
@@ -218,7 +219,7 @@ def _walk(
         x[: heads * rows * dims].view(heads, rows, dims) for x in (room.out, room.product)
     )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
-    plans, numbers = _plans(block.recipe), settings(block)
+    how = plans(block.recipe), settings(block)
     of = seen(block, at, heads)
     first, end = int(of[0].max()), int(of[1].min())
     s, flat = room.scores, None
@@ -229,11 +230,11 @@ def _walk(
         torch.bmm(q, part.k[number], out=s)
         hide(block, part.group, s, at, keys)
         whole = first <= keys.start and keys.stop <= end
-        take_in(flat, state, EVERYWHERE if whole else of, keys.start, plans, numbers)
+        take_in(flat, state, EVERYWHERE if whole else of, keys.start, *how)
         if number:
-            add_up(o, added, state, number == 1, False, plans)
+            add_up(o, added, state, number == 1, False, how[0])
         torch.bmm(s, part.v[number], out=product)
-    add_up(o, added, state, len(part.tiles) == 1, True, plans)
+    add_up(o, added, state, len(part.tiles) == 1, True, how[0])
     return torch.as_tensor(state).view(5, heads, rows, 1), O
 
 
@@ -244,7 +245,7 @@ def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1024)
-def _plans(recipe: Recipe) -> NDArray[np.int32]:
+def plans(recipe: Recipe) -> NDArray[np.int32]:
     """One row for each place that rounds: whether and how, and the integers of `Plan`."""
     fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
     formats = _formats(recipe)
