@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.recipe import Tile
+from roundoff.operators.attention.steps import Block
 
 HEADS, LENGTH, DIM, TILE = 8, 4096, 64, 128
 GOLDEN_LENGTH = 16384
@@ -164,7 +166,7 @@ def golden_row(threads: int) -> Row:
     flat = [x[0, 0].double() for x in (q, k, v)]
     return Row(
         f"golden, {GOLDEN_LENGTH} tokens", "2 in fp64", lambda: golden(q, k, v),
-        lambda: golden_products(*flat, rows=512, tile=256), threads,
+        lambda: golden_products(*flat, rows=2048, tile=256), threads,
     )  # fmt: skip
 
 
@@ -180,6 +182,37 @@ def small_rows(repeats: int) -> list[dict[str, object]]:
         each = statistics.median(seconds) / (2048 // tile)
         found.append({"tile": tile, "median_ms": 1e3 * statistics.median(seconds),
                       "us_per_tile": 1e6 * each})  # fmt: skip
+    return found
+
+
+def pieces(repeats: int) -> dict[str, dict[str, float]]:
+    """Nanoseconds a score of a tile's parts in the fast path, one thread, 2 heads of 512 rows."""
+    from roundoff.operators.attention import _product, fused  # noqa: PLC0415
+
+    torch.set_num_threads(1)
+    q, k, v = normal(LENGTH, 2)
+    call = Call(q, k, v, Mask(), DIM**-0.5, torch.arange(LENGTH))
+    rows, key, value = q[0, :, :512], k[0, :, :TILE].transpose(1, 2), v[0, :, :TILE]
+    s, o, part = q.new_empty(2, 512, TILE), q.new_zeros(2, 512, DIM), q.new_zeros(2, 512, DIM)
+    scores, out, product = (x.view(1024, -1).numpy() for x in (s, o, part))
+    found: dict[str, dict[str, float]] = {}
+    for name in ("fa2", "paper-bf16"):
+        recipe = replace(RECIPES[name].forward, tile=Tile(TILE))
+        block = Block(recipe.resolved(BF16, head_dim=DIM, causal=False), call, q, k, v, call.rows)
+        plans, settings = fused.plans(block.recipe), fused.settings(block)
+        state = np.zeros((5, 1024), np.float32)
+        tile = scores, state, fused.EVERYWHERE, 0, plans, settings
+        runs: dict[str, Run] = {
+            "QK^T": lambda: torch.bmm(rows, key, out=s),
+            "tile": lambda tile=tile: _product.take_in(*tile),
+            "PV": lambda: torch.bmm(s, value, out=part),
+            "onto O": lambda x=(state, plans): _product.add_up(
+                out, product, x[0], False, False, x[1]
+            ),
+        }
+        seconds = [[timed(run) for run in runs.values()] for _ in range(20 * repeats)]
+        medians = (statistics.median(of) / s.numel() for of in zip(*seconds, strict=True))
+        found[name] = {of: 1e9 * x for of, x in zip(runs, medians, strict=True)}
     return found
 
 
@@ -261,6 +294,8 @@ def show(results: dict[str, object]) -> None:
         )
     for row in results["small"]:
         print(f"64 rows x 2048 keys, tile {row['tile']}: {row['us_per_tile']:.0f} us a tile")
+    for name, found in results["pieces"].items():
+        print(f"{name}, ns a score:", ", ".join(f"{of} {x:.2f}" for of, x in found.items()))
     for name, found in results["sampled_golden"].items():
         print(f"golden of {SAMPLED['rows']} rows at {SAMPLED['keys']} keys of {name}: "
               f"{found['seconds']:.1f} s, {found['extra_gib']:.2f} GiB")  # fmt: skip
@@ -293,6 +328,7 @@ def main() -> None:
         "machine": machine(),
         "rows": [row.summary() for row in rows],
         "small": small_rows(options.repeats),
+        "pieces": pieces(options.repeats),
         "sampled_golden": {name: alone_job("golden", name) for name in ("bf16", "fp32")},
         "forward_memory": {n: alone_job("forward", n) for n in ("4096", "16384")},
     }

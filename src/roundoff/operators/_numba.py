@@ -28,6 +28,7 @@ __all__ = [
     "exact",
     "exact_2",
     "fma_rows",
+    "inner",
     "low",
     "low_2",
 ]
@@ -186,6 +187,12 @@ def low_2(x):
     """The same bits as `exact_2` in less time, for x that is no NaN and at most 40."""
     p, shifted = _reduced_2(ENDS_2[0] if x < ENDS_2[0] else x, LIFTED)
     return _lifted(p, shifted)
+
+
+# For what compiled functions call: it counts no references to arrays, since a count is an atomic
+# addition, and a tile's dozens of calls would spend a fifth of their time on them. It cannot
+# make an array.
+inner: Any = numba.njit(nogil=True, _nrt=False)  # pyright: ignore[reportCallIssue]
 
 
 def compiled(function: Callable[..., None]) -> Any:

@@ -12,11 +12,23 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-__all__ = ["bits", "fma", "number", "sum_of_64", "sum_of_row_of_128", "wide"]
+__all__ = [
+    "bits",
+    "fma",
+    "largest_of_row",
+    "loosely_added",
+    "number",
+    "sum_of_64",
+    "sum_of_row_of_128",
+    "wide",
+]
 
+
+SIXTEEN = ir.VectorType(ir.FloatType(), 16)
 
 # Each of these writes LLVM for a call of it: `generate` puts instructions where the call stands.
 
@@ -41,6 +53,15 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
     return a(a, a, a), generate
 
 
+def _loosely_added(context: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+    """a + b of a sum whose order is left to LLVM, which can then make vectors of it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
+
+    return a(a, a), generate
+
+
 def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
     """The bits of a float32 or float64 as an integer."""
     integer: Any = types.int32 if x == types.float32 else types.int64
@@ -63,8 +84,7 @@ def _number(context: Any, b: Any) -> Any:  # noqa: ARG001
 
 def _summed(builder: Any, data: Any, width: int) -> Any:
     """The sum of numbers in a row, later halves onto earlier ones; `width` a multiple of 16."""
-    sixteen = ir.VectorType(ir.FloatType(), 16)
-    start = builder.bitcast(data, sixteen.as_pointer())
+    start = builder.bitcast(data, SIXTEEN.as_pointer())
     parts = [
         builder.load(builder.gep(start, [ir.Constant(ir.IntType(64), at)]))
         for at in range(width // 16)
@@ -74,7 +94,12 @@ def _summed(builder: Any, data: Any, width: int) -> Any:
     while len(parts) > 1:
         half = len(parts) // 2
         parts = [builder.fadd(parts[at], parts[at + half]) for at in range(half)]
-    total, width = parts[0], 16
+    return _folded(builder, parts[0], builder.fadd)
+
+
+def _folded(builder: Any, total: Any, join: Any) -> Any:
+    """One number of a vector's: its later half onto its earlier one, by `join`, and so on."""
+    width = total.type.count
     while width > 1:
         width //= 2
         lanes = ir.VectorType(ir.IntType(32), width)
@@ -83,7 +108,7 @@ def _summed(builder: Any, data: Any, width: int) -> Any:
             builder.shuffle_vector(total, nothing, ir.Constant(lanes, list(range(at, at + width))))
             for at in (0, width)
         )
-        total = builder.fadd(lower, upper)
+        total = join(lower, upper)
     return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
 
@@ -111,9 +136,45 @@ def _sum_of_row_of_128(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
     return types.float32(S, r), generate
 
 
+def _largest_of_row(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
+    """The largest of row `r` of contiguous rows of float32 without NaN; -inf of none at all.
+
+    LLVM by itself keeps the order of such comparisons, for the sake of NaN and of -0.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = make_array(signature.args[0])(context, builder, arguments[0])
+        count, long = builder.extract_value(array.shape, 1), ir.IntType(64)
+        row = builder.gep(array.data, [builder.mul(arguments[1], count)])
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        lowest = ir.Constant(ir.FloatType(), float("-inf"))
+        most = cgutils.alloca_once_value(builder, ir.Constant(SIXTEEN, [lowest] * 16))
+        whole = builder.and_(count, ir.Constant(long, -16))
+        with cgutils.for_range_slice(
+            builder, ir.Constant(long, 0), whole, ir.Constant(long, 16), intp=long
+        ) as (at, _):
+            some = builder.bitcast(builder.gep(row, [at]), SIXTEEN.as_pointer())
+            builder.store(larger(builder.load(some, align=4), builder.load(most)), most)
+        total = cgutils.alloca_once_value(builder, _folded(builder, builder.load(most), larger))
+        with cgutils.for_range_slice(builder, whole, count, ir.Constant(long, 1), intp=long) as (
+            at,
+            _,
+        ):
+            one = builder.load(builder.gep(row, [at]))
+            builder.store(larger(one, builder.load(total)), total)
+        return builder.load(total)
+
+    return types.float32(S, r), generate
+
+
+largest_of_row: Any = intrinsic(_largest_of_row)
 sum_of_64: Any = intrinsic(_sum_of_64)
 sum_of_row_of_128: Any = intrinsic(_sum_of_row_of_128)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
+loosely_added: Any = intrinsic(_loosely_added)
 bits: Any = intrinsic(_bits)
 number: Any = intrinsic(_number)

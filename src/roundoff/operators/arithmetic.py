@@ -297,7 +297,10 @@ def divide(
 ) -> Tensor:
     """x over l, by one rounded division or by l's rounded reciprocal; 0 where l is 0."""
     y = x / total if by == "division" else x * put(1.0 / total, format)
-    return put(y, format).masked_fill(total == 0, 0.0)
+    y, empty = put(y, format), total == 0
+    # To fill takes longer than to divide; on other devices, so does the question.
+    asked = y.device.type == "cpu" and not torch.compiler.is_compiling()
+    return y if asked and not bool(empty.any()) else y.masked_fill_(empty, 0.0)
 
 
 def _lane_sum(p: Tensor, lanes: int, *, tail_first: bool) -> Tensor:

@@ -41,6 +41,7 @@ CASES = [
     {"n": 40, "spread": 20.0},
     {"n": 33, "d": 8, "dv": 24, "heads": 4, "kv_heads": 2},
     {"n": 50, "rows": [0, 17, 49]},
+    {"n": 129, "m": 97, "d": 1, "dv": 1},  # a last tile of one key
 ]
 BASE = replace(RECIPES["fa2"], tile=Tile(48), probabilities=FP32, output=FP32)
 VARIANTS = {

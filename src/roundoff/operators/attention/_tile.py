@@ -18,13 +18,38 @@ import numpy as np
 
 from roundoff.formats._kernels import nearest_bits
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads, exact, exact_2, low, low_2
-from roundoff.operators._vector import bits, fma, number, sum_of_64, sum_of_row_of_128, wide
+from roundoff.operators._numba import (
+    compiled,
+    compiled_for_threads,
+    exact,
+    exact_2,
+    inner,
+    low,
+    low_2,
+)
+from roundoff.operators._vector import (
+    bits,
+    fma,
+    largest_of_row,
+    number,
+    sum_of_64,
+    sum_of_row_of_128,
+    wide,
+)
 
-__all__ = ["add_up", "add_up_together", "take_in", "take_in_together", "threads"]
+__all__ = [
+    "dropped",
+    "hide",
+    "powers",
+    "put_all",
+    "scaled",
+    "take_in",
+    "take_in_together",
+    "threads",
+]
 
 _F, _I = np.float32, np.int32
-AT_ONCE = 4096  # elements of S that go through all steps together
+AT_ONCE = 8192  # elements of S that go through all steps together
 LANES = 64
 HIDDEN = _F(-np.inf)
 ZERO, NEGATIVE_ZERO = _F(0), _F(-0.0)
@@ -41,8 +66,8 @@ SCALED, SUBTRACT, TIMES_LOG2_E, BASE_2, AFTER, LAZY, QUANTIZED = range(6, 13)
 PLAIN, BY_FMA, TIMES = range(3)
 
 
-@numba.njit(nogil=True)
-def _dropped(x, last):
+@inner
+def dropped(x, last):
     """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
     b = bits(x)
     below_half = _I(_I(last >> _I(1)) - _I(1))
@@ -50,7 +75,7 @@ def _dropped(x, last):
     return number(_I(_I(b + (below_half if _I(b & last) == 0 else half)) & _I(-last)))
 
 
-@numba.njit(nogil=True)
+@inner
 def _in_full(x, plan):
     """`x` rounded as `arithmetic.put` does it: infinities and NaN stay."""
     b = bits(x)
@@ -58,100 +83,130 @@ def _in_full(x, plan):
     return x if _I(b & _I(0x7FFFFFFF)) >= INFINITE else number(r)
 
 
-@numba.njit(nogil=True)
-def _plan(plans, at):
-    return (
-        plans[at, 1], plans[at, 2], plans[at, 3], plans[at, 4], plans[at, 5], plans[at, 6],
-        plans[at, 7], plans[at, 8],
-    )  # fmt: skip
+@inner
+def _integers(plan):
+    return plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]
 
 
-@numba.njit(nogil=True)
-def _put(x, plans, at):
-    return x if plans[at, 0] == NOT_AT_ALL else _in_full(x, _plan(plans, at))
-
-
-@numba.njit(nogil=True)
-def _put_all(x, plans, at):
+@inner
+def put_all(x, plan):
     """The same for all of `x`, among which there is no NaN."""
     wide()
-    if plans[at, 0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plans[at, 1] & _I(31)))
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
         for i in range(x.size):
-            x[i] = _dropped(x[i], last)
-    elif plans[at, 0] == IN_FULL:
-        plan = _plan(plans, at)
+            x[i] = dropped(x[i], last)
+    elif plan[0] == IN_FULL:
+        integers = _integers(plan)
         for i in range(x.size):
-            x[i] = _in_full(x[i], plan)
+            x[i] = _in_full(x[i], integers)
 
 
-@numba.njit(nogil=True)
-def _scaled(x, plans, settings):
+@inner
+def _put_times(x, c, plan):
+    """The same for all of `x` times `c`; the usual rounding in the same loop."""
     wide()
-    _put_all(x, plans, QK)
-    _put_all(x, plans, SCORES)
-    if settings[SCALED] != 0:
-        c = settings[SCALE]
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for i in range(x.size):
+            x[i] = dropped(_F(x[i] * c), last)
+    else:
         for i in range(x.size):
             x[i] = _F(x[i] * c)
-        _put_all(x, plans, LOGITS)
+        put_all(x, plan)
 
 
-@numba.njit(nogil=True)
-def _hide(S, seen, begin, start):
+@inner
+def _put_less(S, column, plan):
+    """The same for S less a number of each row."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = dropped(_F(S[r, j] - shift), last)
+    else:
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = _F(S[r, j] - shift)
+        put_all(S.reshape(-1), plan)
+
+
+@inner
+def scaled(x, plans, settings):
+    wide()
+    put_all(x, plans[QK])
+    put_all(x, plans[SCORES])
+    if settings[SCALED] != 0:
+        _put_times(x, settings[SCALE], plans[LOGITS])
+
+
+@inner
+def hide(S, seen, begin, start):
     for r in range(S.shape[0]):
         first = min(max(0, seen[0, begin + r] - start), S.shape[1])
         beyond = min(max(0, seen[1, begin + r] - start), S.shape[1])
-        S[r, :first] = HIDDEN
-        S[r, beyond:] = HIDDEN
+        for j in range(first):
+            S[r, j] = HIDDEN
+        for j in range(beyond, S.shape[1]):
+            S[r, j] = HIDDEN
 
 
-@numba.njit(nogil=True)
+@inner
 def _largest(S, column):
-    """The largest of each row without NaN, by integers: LLVM makes vectors of their maximum."""
     wide()
     for r in range(S.shape[0]):
-        most = bits(S[r, 0])
-        for j in range(S.shape[1]):
-            most = max(most, bits(S[r, j]))
-        if most < 0:  # negative all: the smallest integer is nearest to zero
-            for j in range(S.shape[1]):
-                most = min(most, bits(S[r, j]))
-        column[r] = number(most)
+        column[r] = largest_of_row(S, r)
 
 
-@numba.njit(nogil=True)
-def _new_state(state, begin, column, plans, settings):
-    """The maximum, the factor and the counts of each row; how high the exponent will go.
-
-    In place of a row's largest score, `column` has the shift afterwards.
-    """
-    high = HIDDEN
-    for r in range(column.size):
-        at, top = begin + r, column[r]
-        m = state[0, at]
-        new = top if top > m else m
-        low_rise = _F(_F(top - m) * settings[UNIT]) <= settings[THRESHOLD]
-        if settings[LAZY] != 0 and m != HIDDEN and low_rise:
-            new = m
-        new = _put(new, plans, MAXIMUM)
-        shift = ZERO if new == HIDDEN else new
-        if new > m and m != HIDDEN:
-            state[3, at] += _F(1)
-            state[4, at] += _F(_F(new - m) * settings[UNIT])
-        state[0, at], column[r] = new, shift
-        state[2, at] = _F(_F(m - shift) * settings[EXPONENT])
-        rest = _F(_F(top - shift) * settings[EXPONENT])
-        high = rest if rest > high else high
-    factors = state[2, begin : begin + column.size]
-    _powers(factors, settings[BASE_2] != 0, True)
-    _put_all(factors, plans, FACTOR)
-    return high
-
-
-@numba.njit(nogil=True)
-def _diminished(S, column, how, c):
+@inner
+def _new_maximum(m, top, new, settings):
     wide()
+    threshold, unit = settings[THRESHOLD], settings[UNIT]
+    if settings[LAZY] != 0:
+        for r in range(m.size):
+            stays = (m[r] != HIDDEN) & (_F(_F(top[r] - m[r]) * unit) <= threshold)
+            new[r] = m[r] if stays | (m[r] > top[r]) else top[r]
+    else:
+        for r in range(m.size):
+            new[r] = m[r] if m[r] > top[r] else top[r]
+
+
+@inner
+def _new_state(state, top, new, plans, settings):
+    """The maximum, the factor and the counts of each row; whether an exponent will be high.
+
+    In place of a row's largest score, `top` has the shift afterwards.
+    """
+    wide()
+    m, _, factor, rescales, rescaled_by = state
+    exponent, unit = settings[EXPONENT], settings[UNIT]
+    _new_maximum(m, top, new, settings)
+    put_all(new, plans[MAXIMUM])
+    high = _I(0)
+    for r in range(m.size):
+        risen = (new[r] > m[r]) & (m[r] != HIDDEN)
+        rescales[r] = _F(rescales[r] + (_F(1) if risen else ZERO))
+        rescaled_by[r] = _F(rescaled_by[r] + (_F(_F(new[r] - m[r]) * unit) if risen else ZERO))
+        shift = ZERO if new[r] == HIDDEN else new[r]
+        factor[r] = _F(_F(m[r] - shift) * exponent)
+        high = _I(high | _I(_F(_F(top[r] - shift) * exponent) > HIGH))
+        m[r], top[r] = new[r], shift
+    powers(factor, settings[BASE_2] != 0, True)
+    put_all(factor, plans[FACTOR])
+    return high != 0
+
+
+@inner
+def _arguments(S, column, plans, settings):
+    """What the exponential is taken of."""
+    wide()
+    how, c, x = settings[SUBTRACT], settings[WAITING], S.reshape(-1)
+    if how == PLAIN and settings[TIMES_LOG2_E] == 0:
+        _put_less(S, column, plans[ARGUMENT])
+        return
     for r in range(S.shape[0]):
         shift = column[r]
         d = _F(-_F(shift * c))
@@ -164,10 +219,14 @@ def _diminished(S, column, how, c):
         else:
             for j in range(S.shape[1]):
                 S[r, j] = _F(_F(S[r, j] - shift) * c)
+    if settings[TIMES_LOG2_E] != 0:
+        for i in range(x.size):
+            x[i] = _F(x[i] * LOG2_E)
+    put_all(x, plans[ARGUMENT])
 
 
-@numba.njit(nogil=True)
-def _powers(x, base_2, high):
+@inner
+def powers(x, base_2, high):
     """exp or 2^x of all; the shorter functions where nothing is high."""
     wide()
     if high:
@@ -181,15 +240,16 @@ def _powers(x, base_2, high):
             x[i] = low(x[i])
 
 
-@numba.njit(nogil=True)
+@inner
 def _row_sums(S, y, column):
-    """The sum of each row as `arithmetic.row_sum` adds it up; `y` has room for whole groups."""
+    """The sum of each row as `arithmetic.row_sum` adds it up; `y` is room for them."""
     wide()
     for r in range(S.shape[0]):
-        n = y.size
+        n = (S.shape[1] + LANES - 1) // LANES * LANES
         for j in range(S.shape[1]):
             y[j] = S[r, j]
-        y[S.shape[1] :] = NEGATIVE_ZERO
+        for j in range(S.shape[1], n):
+            y[j] = NEGATIVE_ZERO
         while n > LANES:
             kept = (n // LANES + 1) // 2 * LANES
             for j in range(n - kept):
@@ -198,7 +258,7 @@ def _row_sums(S, y, column):
         column[r] = sum_of_64(y)
 
 
-@numba.njit(nogil=True)
+@inner
 def _row_sums_of_128(S, column):
     """The same for the usual tile, which need not be copied first."""
     wide()
@@ -206,59 +266,67 @@ def _row_sums_of_128(S, column):
         column[r] = sum_of_row_of_128(S, r)
 
 
-@numba.njit(nogil=True)
-def _sums(S, begin, state, plans, room, column):
+@inner
+def _sums(S, state, plans, room, column):
     wide()
     if S.shape[1] == 128:
         _row_sums_of_128(S, column)
     else:
         _row_sums(S, room, column)
-    for r in range(column.size):
-        at = begin + r
-        old = _put(_F(state[1, at] * state[2, at]), plans, ADDED)
-        added = _put(column[r], plans, ADDED)
-        state[1, at] = _put(_F(old + added), plans, SUM)
+    l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
+    for r in range(l.size):
+        l[r] = _F(l[r] * factor[r])
+    put_all(l, plans[ADDED])
+    put_all(column, plans[ADDED])
+    for r in range(l.size):
+        l[r] = _F(l[r] + column[r])
+    put_all(l, plans[SUM])
 
 
-@numba.njit(nogil=True)
+@inner
 def _cast(x, plans, settings):
     wide()
     if settings[QUANTIZED] != 0:
         c = settings[QUANTUM]
-        for i in range(x.size):
-            x[i] = _F(x[i] * c)
-        _put_all(x, plans, WEIGHTS)
+        _put_times(x, c, plans[WEIGHTS])
         for i in range(x.size):
             x[i] = _F(x[i] / c)
     else:
-        _put_all(x, plans, WEIGHTS)
+        put_all(x, plans[WEIGHTS])
 
 
-@numba.njit(nogil=True)
-def _take_in(S, at, state, seen, plans, settings):
+@inner
+def _take_in(S, at, state, seen, how, room):
     """Some rows of the tile through all steps; `at` is the first of them, and the first key."""
     wide()
     begin, start = at
-    R, K = S.shape
-    x, column = S.reshape(-1), np.empty(R, np.float32)
-    room = np.empty((K + LANES - 1) // LANES * LANES, np.float32)
-    _scaled(x, plans, settings)
+    plans, settings = how
+    columns, spare = room
+    x, column, new = S.reshape(-1), columns[0, : S.shape[0]], columns[1, : S.shape[0]]
+    scaled(x, plans, settings)
     if seen.shape[1]:
-        _hide(S, seen, begin, start)
+        hide(S, seen, begin, start)
     _largest(S, column)
-    high = _new_state(state, begin, column, plans, settings)
-    _diminished(S, column, settings[SUBTRACT], settings[WAITING])
-    if settings[TIMES_LOG2_E] != 0:
-        for i in range(x.size):
-            x[i] = _F(x[i] * LOG2_E)
-    _put_all(x, plans, ARGUMENT)
-    _powers(x, settings[BASE_2] != 0, high > HIGH)
-    _put_all(x, plans, EXP)
+    high = _new_state(state, column, new, plans, settings)
+    _arguments(S, column, plans, settings)
+    powers(x, settings[BASE_2] != 0, high)
+    put_all(x, plans[EXP])
     if settings[AFTER] == 0:
-        _sums(S, begin, state, plans, room, column)
+        _sums(S, state, plans, spare, column)
     _cast(x, plans, settings)
     if settings[AFTER] != 0:
-        _sums(S, begin, state, plans, room, column)
+        _sums(S, state, plans, spare, column)
+
+
+@inner
+def _take_in_rows(scores, state, seen, at, how, room):
+    """Rows `at[0]` to `at[1]` of a tile, some at a time; `at[2]` is the tile's first key."""
+    first, last, start = at
+    some = room[0].shape[1]
+    for begin in range(first, last, some):
+        rows = slice(begin, min(begin + some, last))
+        parts = state[0, rows], state[1, rows], state[2, rows], state[3, rows], state[4, rows]
+        _take_in(scores[rows], (begin, start), parts, seen, how, room)
 
 
 @compiled
@@ -269,10 +337,8 @@ def take_in(scores, state, seen, start, plans, settings):
     of all keys; `start` is the tile's first. [2,0] where every row sees the whole tile.
     """
     R, K = scores.shape
-    some = max(1, AT_ONCE // K)
-    for begin in range(0, R, some):
-        S = scores[begin : min(begin + some, R)]
-        _take_in(S, (begin, start), state, seen, plans, settings)
+    room = np.empty((2, max(1, AT_ONCE // K)), np.float32), np.empty(K + LANES, np.float32)
+    _take_in_rows(scores, state, seen, (0, R, start), (plans, settings), room)
 
 
 @compiled_for_threads
@@ -281,56 +347,6 @@ def take_in_together(scores, state, seen, start, plans, settings):
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
     for part in numba.prange((R + some - 1) // some):
-        begin = part * some
-        S = scores[begin : min(begin + some, R)]
-        _take_in(S, (begin, start), state, seen, plans, settings)
-
-
-@numba.njit(nogil=True)
-def _put_sure(x, plans, at):
-    """Like `_put_all`, for values among which there may be NaN."""
-    wide()
-    if plans[at, 0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plans[at, 1] & _I(31)))
-        for i in range(x.size):
-            x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
-    elif plans[at, 0] == IN_FULL:
-        _put_all(x, plans, at)
-
-
-@numba.njit(nogil=True)
-def _add_up(o, part, factors, first, last, plans):
-    wide()
-    x, y = o.reshape(-1), part.reshape(-1)
-    if first:
-        x[:] = y
-    else:
-        _put_sure(y, plans, PRODUCT)
-        for i in range(x.size):
-            x[i] = _F(x[i] + y[i])
-    _put_sure(x, plans, OUT)
-    if not last:
-        for r in range(o.shape[0]):
-            factor = factors[r]
-            for i in range(o.shape[1]):
-                o[r, i] = _F(o[r, i] * factor)
-        _put_sure(x, plans, PRODUCT)
-
-
-@compiled
-def add_up(o, part, state, first, last, plans):
-    """Add the product of a tile to O, and take O to the next maximum unless it was the `last`."""
-    some = max(1, AT_ONCE // max(1, o.shape[1]))
-    for begin in range(0, o.shape[0], some):
-        end = min(begin + some, o.shape[0])
-        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)
-
-
-@compiled_for_threads
-def add_up_together(o, part, state, first, last, plans):
-    """The same on several threads."""
-    some = max(1, AT_ONCE // max(1, o.shape[1]))
-    for part_of in numba.prange((o.shape[0] + some - 1) // some):
-        begin = part_of * some
-        end = min(begin + some, o.shape[0])
-        _add_up(o[begin:end], part[begin:end], state[2, begin:end], first, last, plans)
+        room = np.empty((2, some), np.float32), np.empty(K + LANES, np.float32)
+        at = part * some, min((part + 1) * some, R), start
+        _take_in_rows(scores, state, seen, at, (plans, settings), room)

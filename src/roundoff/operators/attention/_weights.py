@@ -12,8 +12,8 @@ from __future__ import annotations
 import numba
 
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads
-from roundoff.operators._vector import bits, fma, number, wide
+from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._vector import bits, fma, loosely_added, number, wide
 
 __all__ = ["threads", "weigh", "weigh_together"]
 
@@ -36,7 +36,7 @@ COEFFICIENTS = (
 )
 
 
-@numba.njit(nogil=True)
+@inner
 def _exp2(x):
     """2^x of x from `LOWEST` to 1023, to about an ulp."""
     shifted = x + TO_WHOLE
@@ -55,34 +55,29 @@ def _exp2(x):
     return fma(q, f, 1.0) * number(bits(shifted) << 52)
 
 
-@numba.njit(nogil=True, fastmath={"reassoc", "nsz"})
-def _row_sum(S, r):
-    """The sum of a row in LLVM's order. Only here: reordered, `_exp2` would be wrong."""
-    wide()
-    total = 0.0
-    for j in range(S.shape[1]):
-        total += S[r, j]
-    return total
-
-
-@numba.njit(nogil=True)
+@inner
 def _weigh(S, shifts, totals):
     wide()
     for r in range(S.shape[0]):
-        shift = shifts[r]
+        shift, total = shifts[r], 0.0
         for j in range(S.shape[1]):
             x = S[r, j] - shift
-            S[r, j] = _exp2(x) if x >= LOWEST else 0.0
-        totals[r] += _row_sum(S, r)
+            p = _exp2(x) if x >= LOWEST else 0.0
+            S[r, j] = p
+            total = loosely_added(total, p)
+        totals[r] += total
 
 
-@numba.njit(nogil=True)
+@inner
 def _weigh_small(S, totals):
     wide()
     for r in range(S.shape[0]):
+        total = 0.0
         for j in range(S.shape[1]):
-            S[r, j] = _exp2(S[r, j])
-        totals[r] += _row_sum(S, r)
+            p = _exp2(S[r, j])
+            S[r, j] = p
+            total = loosely_added(total, p)
+        totals[r] += total
 
 
 @compiled

@@ -21,8 +21,11 @@ from torch import Tensor
 from roundoff.errors import UnsupportedError
 from roundoff.formats import FORMATS, Format
 from roundoff.operators.arithmetic import matmul, plain_arithmetic, put, row_sum
+from roundoff.operators.attention import fused_backward
 from roundoff.operators.attention.backward_recipe import Backward
 from roundoff.operators.attention.backward_steps import (
+    Forward,
+    Work,
     added,
     finished,
     gradient_of_scores,
@@ -46,34 +49,12 @@ MOST_SCORES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
-    """What the forward pass leaves for the backward one: O as stored, O before that, and LSE."""
-
-    stored: Tensor
-    exact: Tensor
-    lse: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Gradients:
     """dQ [B,H,R,D] of the call's rows, dK [B,Hk,M,D], dV [B,Hk,M,Dv]."""
 
     dq: Tensor
     dk: Tensor
     dv: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Everything that one pass over all tiles reads, in the carrying dtype, heads repeated."""
-
-    how: Backward
-    block: Block
-    dout: Tensor
-    forward: Forward
-    tiles: tuple[slice, ...]
-    factors: tuple[float, float]
-    sums: tuple[Tensor, Tensor] | None = None  # dK and dV so far
 
 
 def attend_keeping(recipe: Recipe, call: Call, storage: Format) -> tuple[Attention, Forward]:
@@ -110,7 +91,7 @@ def differentiate(
         q, k, v = prepare(again, call)
         picked = Forward(*(x[:, :, at].to(q.dtype) for x in _fields(forward)))
         dout = dout[:, :, at].to(q.dtype).masked_fill(~live[:, None], 0.0)
-        work = _Work(
+        work = Work(
             how, Block(again, call, q, k, v, call.rows), dout, picked, tiles,
             left_of_scale(again, call.scale),
         )  # fmt: skip
@@ -178,11 +159,15 @@ def _query_tiles(rows: Tensor, tile: Tile, q_len: int) -> tuple[Tensor, Tensor, 
     return torch.cat(at), torch.cat(live), tuple(order)
 
 
+def _tile_by_tile(kv_len: int, tile: Tile) -> list[slice]:
+    width = tile.keys or max(1, kv_len)
+    return [slice(at, min(at + width, kv_len)) for at in range(0, kv_len, width)]
+
+
 def _key_tiles(how: Backward, kv_len: int, queries: int) -> list[slice]:
     """The tiles of keys in the order in which the tile of `queries` adds them to its dQ."""
     tile = _tile(how)
-    width = tile.keys or max(1, kv_len)
-    tiles = [slice(at, min(at + width, kv_len)) for at in range(0, kv_len, width)]
+    tiles = _tile_by_tile(kv_len, tile)
     if how.dq.order == "unordered":
         generator = torch.Generator().manual_seed(how.dq.seed * 1_000_003 + queries)
         drawn = torch.randperm(len(tiles), device="cpu", generator=generator)
@@ -190,7 +175,7 @@ def _key_tiles(how: Backward, kv_len: int, queries: int) -> list[slice]:
     return tiles[::-1] if tile.direction == "backward" else tiles
 
 
-def _of_groups(work: _Work, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+def _of_groups(work: Work, groups: int) -> tuple[Tensor, Tensor, Tensor]:
     """dQ of every query head, unfinished, and dK and dV of every key head."""
     how, heads = work.how, work.block.q.shape[1]
     if heads == groups or how.heads is not None:
@@ -216,12 +201,17 @@ def _added_up(x: Tensor, groups: int, how: Backward) -> Tensor:
     return put(x, how.heads).view(shape).sum(2)
 
 
-def _of_all(work: _Work) -> list[Tensor]:
+def _of_all(work: Work) -> list[Tensor]:
     """dQ, dK, dV of all heads, a few at a time where one tile of all would be too large."""
+    if fused_backward.takes(work.how) and fused_backward.fits(work):
+        delta = _delta(work, work.block, slice(None), [])
+        assert delta is not None
+        keys = _tile_by_tile(work.block.k.shape[-2], _tile(work.how))
+        return list(fused_backward.gradients(work, list(_walks(work)), keys, delta))
     return _joined([_pass(part) for part in _by_heads(work)], work.block.q.shape[0])
 
 
-def _by_heads(work: _Work) -> Iterator[_Work]:
+def _by_heads(work: Work) -> Iterator[Work]:
     """The work cut into stretches of heads of one batch, if a tile of all would be too large."""
     block, tile = work.block, _tile(work.how)
     batch, heads = block.q.shape[:2]
@@ -236,7 +226,7 @@ def _by_heads(work: _Work) -> Iterator[_Work]:
             yield _of_heads(work, slice(b, b + 1), slice(h, h + step))
 
 
-def _of_heads(work: _Work, b: slice, h: slice) -> _Work:
+def _of_heads(work: Work, b: slice, h: slice) -> Work:
     block, mask = work.block, work.block.call.mask
     if mask.tensor is not None:
         of = (s if n > 1 else slice(None) for s, n in zip((b, h), mask.tensor.shape, strict=False))
@@ -261,7 +251,17 @@ def _joined(parts: list[tuple[Tensor, ...]], batch: int) -> list[Tensor]:
     ]
 
 
-def _pass(work: _Work) -> tuple[Tensor, Tensor, Tensor]:
+def _walks(work: Work) -> Iterator[tuple[slice, list[slice]]]:
+    """Each tile of queries, and the tiles of keys that it meets, in their order."""
+    how, block = work.how, work.block
+    for rows in work.tiles:
+        of = block.rows[rows]
+        first = int(of[0])
+        walk = _key_tiles(how, block.k.shape[-2], first // (_tile(how).queries or first + 1))
+        yield rows, [keys for keys in walk if block.call.mask.sees(of, keys, block.call.lengths)]
+
+
+def _pass(work: Work) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV of every query head, before the scale is put on and the last casts."""
     how, block = work.how, work.block
     dq = torch.zeros_like(block.q)
@@ -270,12 +270,9 @@ def _pass(work: _Work) -> tuple[Tensor, Tensor, Tensor]:
     else:
         dk, dv = (x.clone() for x in work.sums)
     whole = _tile(how)
-    for rows in work.tiles:
+    for rows, walk in _walks(work):
         part = replace(block, q=block.q[..., rows, :], rows=block.rows[rows])
         dout, lse = work.dout[..., rows, :], work.forward.lse[..., rows, None]
-        first = int(part.rows[0])
-        walk = _key_tiles(how, block.k.shape[-2], first // (whole.queries or first + 1))
-        walk = [keys for keys in walk if block.call.mask.sees(part.rows, keys, block.call.lengths)]
         delta = _delta(work, part, rows, walk)
         for keys in walk:
             p, dp = _weights(work, part, keys, lse, dout)
@@ -293,7 +290,7 @@ def _pass(work: _Work) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _weights(
-    work: _Work, part: Block, keys: slice, lse: Tensor, dout: Tensor
+    work: Work, part: Block, keys: slice, lse: Tensor, dout: Tensor
 ) -> tuple[Tensor, Tensor]:
     """P and dP of one tile."""
     how = work.how
@@ -301,7 +298,7 @@ def _weights(
     return p, matmul(dout, part.v[..., keys, :].transpose(-1, -2), how.dp)
 
 
-def _delta(work: _Work, part: Block, rows: slice, walk: list[slice]) -> Tensor | None:
+def _delta(work: Work, part: Block, rows: slice, walk: list[slice]) -> Tensor | None:
     """D of a tile of queries; None where torch's derivative of softmax makes its own."""
     how, dout = work.how, work.dout[..., rows, :]
     if how.delta_sum.order == "softmax":

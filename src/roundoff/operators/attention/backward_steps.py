@@ -6,6 +6,7 @@ n, m one tile's queries and keys    S, P, dP, dS [B,H,n,m]    D, LSE [B,H,n,1]
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,31 +28,60 @@ from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows
 from roundoff.sites import Accumulator
 
 __all__ = [
+    "Forward",
+    "Work",
     "added",
     "finished",
     "gradient_of_scores",
     "left_of_scale",
     "recomputed_weights",
     "saved_weights",
+    "subtrahend",
 ]
 
 HIDDEN = float("-inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What the forward pass leaves for the backward one: O as stored, O before that, and LSE."""
+
+    stored: Tensor
+    exact: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Everything that one pass over all tiles reads, in the carrying dtype, heads repeated."""
+
+    how: Backward
+    block: Block
+    dout: Tensor
+    forward: Forward
+    tiles: tuple[slice, ...]
+    factors: tuple[float, float]
+    sums: tuple[Tensor, Tensor] | None = None  # dK and dV so far
+
+
 def recomputed_weights(block: Block, keys: slice, lse: Tensor, how: Backward) -> Tensor:
     """P = exp(S - LSE) of a tile, 0 where a row sees no key."""
     of = block.recipe.exponential
-    s = scores(block, keys)
-    lse = put(lse.masked_fill(lse == HIDDEN, 0.0), how.lse)
+    s, less = scores(block, keys), subtrahend(block, lse, how)
     if not block.waits:
-        x = s - lse * block.base
+        x = s - less
     else:
         c = torch.tensor(block.waiting, dtype=s.dtype).item()
-        high = lse * log2e_in_scale(block.recipe)
-        x = fma_rows(s, c, -high) if block.recipe.logits.scale == "fma" else s * c - high
+        x = fma_rows(s, c, -less) if block.recipe.logits.scale == "fma" else s * c - less
     if of.base == "2" and of.log2e == "argument":
         x = x * LOG2_E
     return put(exponential(put(x, of.argument), of), of.format)
+
+
+def subtrahend(block: Block, lse: Tensor, how: Backward) -> Tensor:
+    """What LSE, as stored, takes from a row's scores: in their unit, or in the exponential's."""
+    lse = put(lse.masked_fill(lse == HIDDEN, 0.0), how.lse)
+    return lse * (log2e_in_scale(block.recipe) if block.waits else block.base)
 
 
 def saved_weights(block: Block) -> Tensor:

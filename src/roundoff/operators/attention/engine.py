@@ -28,6 +28,7 @@ from roundoff.operators.attention.steps import (
     Block,
     State,
     divided,
+    log_sum_exp,
     new_maximum,
     normalised,
     probabilities,
@@ -59,19 +60,21 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     call = replace(call, rows=_enough(call.rows, call.lengths[0]))
     with plain_arithmetic(call.q.device):
         q, k, v = prepare(recipe, call)
-        quick = fused.takes(recipe) and fused.fits(Block(recipe, call, q, k, v, call.rows))
-        blocks = _row_blocks if not quick else fused.row_blocks
-        parts = [
-            _attend_rows(Block(recipe, call, q[..., at, :], k, v, call.rows[at]), quick=quick)
-            for at in blocks(q, k, _tile(recipe))
-        ]
-        lse = torch.cat([p.lse for p in parts], -1)
+        whole = Block(recipe, call, q, k, v, call.rows)
+        if fused.takes(recipe) and fused.fits(whole):
+            parts = [fused.attend(whole, _tiles(0, k.shape[-2], _tile(recipe)))]
+        else:
+            parts = [
+                _attend_rows(replace(whole, q=q[..., at, :], rows=call.rows[at]))
+                for at in _row_blocks(q, k, _tile(recipe))
+            ]
+        lse = _joined([p.lse for p in parts], -1)
         lse = lse + smoothed_away(recipe, call, lse)
         return Attention(
-            torch.cat([p.out for p in parts], -2)[..., :wanted, :],
+            _joined([p.out for p in parts], -2)[..., :wanted, :],
             lse[..., :wanted],
-            _joined([p.rescales for p in parts])[..., :wanted],
-            _joined([p.rescaled_by for p in parts])[..., :wanted],
+            _joined([p.rescales for p in parts], -1)[..., :wanted],
+            _joined([p.rescaled_by for p in parts], -1)[..., :wanted],
         )
 
 
@@ -84,8 +87,9 @@ def _enough(rows: Tensor, q_len: int) -> Tensor:
     return torch.cat([rows, rows[-1:].expand(missing)]) if len(rows) and missing > 0 else rows
 
 
-def _joined(counts: list[Tensor | None]) -> Tensor:
-    return torch.cat([c for c in counts if c is not None], -1)
+def _joined(parts: list[Tensor] | list[Tensor | None], axis: int) -> Tensor:
+    some = [x for x in parts if x is not None]
+    return some[0] if len(some) == 1 else torch.cat(some, axis)
 
 
 def _tile(recipe: Recipe) -> Tile:
@@ -118,14 +122,13 @@ def _row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-def _attend_rows(block: Block, *, quick: bool) -> Attention:
+def _attend_rows(block: Block) -> Attention:
     kv_len, tile = block.k.shape[-2], _tile(block.recipe)
     stretch = max(1, math.ceil(kv_len / tile.splits))
     parts: list[Attention] = []
     for begin in range(0, max(kv_len, 1), stretch):
         tiles = _tiles(begin, min(begin + stretch, kv_len), tile)
-        state = fused.attend(block, tiles) if quick else _walk(block, tiles)
-        parts.append(_finish(block, state))
+        parts.append(_finish(block, _walk(block, tiles)))
     joined = parts[0] if len(parts) == 1 else _combine(parts)
     out = put(joined.out, block.recipe.output)
     return Attention(out, joined.lse, joined.rescales, joined.rescaled_by)
@@ -191,8 +194,7 @@ def _finish(block: Block, state: State) -> Attention:
         out = state.l.new_zeros((*state.l.shape[:-1], block.v.shape[-1]))
     if block.recipe.normalise.when == "end":
         out = divided(block, out, state.l)
-    lse = state.m * block.unit + state.l.log()
-    lse = lse.masked_fill(state.l == 0, float("-inf"))
+    lse = log_sum_exp(block, state.m, state.l)
     return Attention(
         out, lse.squeeze(-1), state.rescales.squeeze(-1), state.rescaled_by.squeeze(-1)
     )
@@ -204,6 +206,6 @@ def _combine(parts: list[Attention]) -> Attention:
     safe = lse.masked_fill(lse == float("-inf"), 0.0)
     weights = [(p.lse - safe).exp().unsqueeze(-1) for p in parts]
     out = torch.stack([p.out * w for p, w in zip(parts, weights, strict=True)]).sum(0)
-    rescales = torch.stack([_joined([p.rescales]) for p in parts]).sum(0)
-    rescaled_by = torch.stack([_joined([p.rescaled_by]) for p in parts]).sum(0)
+    rescales = torch.stack([_joined([p.rescales], -1) for p in parts]).sum(0)
+    rescaled_by = torch.stack([_joined([p.rescaled_by], -1) for p in parts]).sum(0)
     return Attention(out, lse, rescales, rescaled_by)

@@ -8,7 +8,6 @@ The same sites in the same order as in `engine`, and the same bits. G heads are 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -20,14 +19,27 @@ from torch import Tensor
 
 from roundoff.formats import FORMATS, Format
 from roundoff.formats._plan import FLOAT32, make_plan
-from roundoff.operators.arithmetic import holds, magnitude, settled
+from roundoff.operators.arithmetic import holds, magnitude, put, settled
+from roundoff.operators.attention.call import Attention
 from roundoff.operators.attention.recipe import Logits, Maximum, Normalise, Recipe, RowSum, Tile
-from roundoff.operators.attention.steps import HIDDEN, Block, State
+from roundoff.operators.attention.steps import HIDDEN, Block, divided, log_sum_exp
 from roundoff.operators.exponentials import LOG2_E
 from roundoff.registry import is_installed
 from roundoff.sites import Accumulator, Exponential, Quantizer
 
-__all__ = ["attend", "fits", "row_blocks", "takes"]
+__all__ = [
+    "EVERYWHERE",
+    "NO_PLAN",
+    "attend",
+    "fits",
+    "hide",
+    "plan",
+    "plans",
+    "roundable",
+    "seen",
+    "settings",
+    "takes",
+]
 
 HELD = 2**17
 """Scores of a tile that are held at a time: half of a core's second cache, in float32."""
@@ -68,7 +80,7 @@ def takes(recipe: Recipe) -> bool:
         and isinstance(tile, Tile)
         and tile.splits == 1
         and _castable(recipe.probabilities)
-        and all(_roundable(f) for f in _formats(recipe))
+        and all(roundable(f) for f in _formats(recipe))
     )
 
 
@@ -91,7 +103,8 @@ def _formats(recipe: Recipe) -> list[Format]:
     return [settled(f) for f in chosen]
 
 
-def _roundable(format: Format) -> bool:
+def roundable(format: Format) -> bool:
+    """Whether the loops round to it as `arithmetic.put` does."""
     return format.negative_zero or format.bits >= FP32.bits
 
 
@@ -117,121 +130,137 @@ def fits(block: Block) -> bool:
 
 @cache
 def _loops() -> Any:
-    name = "roundoff.operators.attention._tile"
+    name = "roundoff.operators.attention._product"
     return importlib.import_module(name) if is_installed("numba") else None
 
 
-def row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
-    """Equal blocks of so many rows that a product is fast and its scores stay in the cache."""
-    rows, keys = q.shape[-2], min(k.shape[-2], tile.keys or k.shape[-2])
-    most = max(LEAST_ROWS, min(MOST_ROWS, 4 * HELD // keys))
-    size = -(-rows // -(-rows // most))
-    for start in range(0, rows, size):
-        yield slice(start, min(start + size, rows))
-
-
-def attend(block: Block, tiles: list[slice]) -> State:
-    """All tiles of a block of rows, a few heads at a time."""
+def attend(block: Block, tiles: list[slice]) -> Attention:
+    """All tiles of all rows, some rows of a few heads at a time, so that the cache holds them."""
     q, k, v = (x.flatten(0, 1) for x in (block.q, block.k, block.v))
     heads, rows, keys = q.shape[0], q.shape[1], max(t.stop - t.start for t in tiles)
-    O = q.new_empty((heads, rows, v.shape[-1]))  # noqa: E741
-    state = np.empty((5, heads * rows), np.float32)
-    together = max(1, HELD // (rows * keys))
-    for at in range(0, heads, together):
-        group = slice(at, min(at + together, heads))
-        part = _Heads(block, group, q[group], k[group], v[group])
-        with _loops().threads((group.stop - at) * rows * keys) as shared:
-            found = _walk(part, tiles, O[group], shared=shared)
-        state[:, at * rows : group.stop * rows] = found
+    out = q.new_empty((heads, rows, v.shape[-1]))
+    state = q.new_empty((5, heads, rows, 1))
+    size = _rows_at_once(rows, keys)
+    # Each thread's core has a cache of its own.
+    together = min(heads, max(1, torch.get_num_threads() * HELD // (size * keys)))
+    room = _Room(*(q.new_empty(together * size * n) for n in (keys, v.shape[-1], v.shape[-1])))
+    for first in range(0, heads, together):
+        group = slice(first, min(first + together, heads))
+        part = _Heads(block, group, tiles, *_cut(k[group].transpose(1, 2), v[group], tiles))
+        for start in range(0, rows, size):
+            at = slice(start, min(start + size, rows))
+            with _loops().threads((group.stop - first) * size * keys) as shared:
+                found, O = _walk(part, q[group, at], at, room, shared=shared)  # noqa: E741
+            state[:, group, at] = found
+            out[group, at] = put(divided(block, O, found[1]), block.recipe.output)
     shape = block.q.shape[:-1]
-    m, l, rescales, rescaled_by = (  # noqa: E741
-        torch.as_tensor(state[i]).view(*shape, 1) for i in (0, 1, 3, 4)
+    m, l, _, rescales, rescaled_by = state.view(5, *shape, 1)  # noqa: E741
+    lse = log_sum_exp(block, m, l)
+    return Attention(
+        out.view(*shape, -1), lse.squeeze(-1), rescales.squeeze(-1), rescaled_by.squeeze(-1)
     )
-    return State(m, l, O.view(*shape, -1), rescales, rescaled_by)
+
+
+def _rows_at_once(rows: int, keys: int) -> int:
+    """So many rows that a product is fast and its scores stay in the cache; equal blocks."""
+    most = max(LEAST_ROWS, min(MOST_ROWS, 4 * HELD // keys))
+    return -(-rows // -(-rows // most))
+
+
+def _cut(k: Tensor, v: Tensor, tiles: list[slice]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tiles of K^T [G,D,M] and of V [G,M,Dv]."""
+    return [k[..., keys] for keys in tiles], [v[:, keys] for keys in tiles]
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Memory that is used again and again: for S, O and one tile's product with V."""
+
+    scores: Tensor
+    out: Tensor
+    product: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Some heads of a block: Q [G,R,D], K [G,M,D], V [G,M,Dv]."""
+    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each."""
 
     block: Block
     group: slice
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-    def hide(self, s: Tensor, keys: slice) -> None:
-        """Put -inf where a boolean mask hides a key."""
-        block = self.block
-        if block.call.mask.tensor is not None:
-            seen = block.call.mask.tensor[..., block.rows, keys]
-            seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[self.group]
-            s.masked_fill_(~seen, HIDDEN)
+    tiles: list[slice]
+    k: list[Tensor]
+    v: list[Tensor]
 
 
-_EVERYWHERE = np.zeros((2, 0), np.int64)
+def hide(block: Block, group: slice, s: Tensor, rows: slice, keys: slice) -> None:
+    """Put -inf into S [G,R,K] of these heads where a boolean mask hides a key."""
+    if block.call.mask.tensor is not None:
+        seen = block.call.mask.tensor[..., block.rows[rows], keys]
+        seen = seen.expand(*block.q.shape[:2], -1, -1).flatten(0, 1)[group]
+        s.masked_fill_(~seen, HIDDEN)
+
+
+EVERYWHERE = np.zeros((2, 0), np.int64)
+NO_PLAN = (0,) * 9
 
 
 def _walk(
-    part: _Heads,
-    tiles: list[slice],
-    O: Tensor,  # noqa: E741
-    *,
-    shared: bool,
-) -> NDArray[np.float32]:
-    """One group of heads: the state after the last tile; `O` becomes what it is by then."""
+    part: _Heads, q: Tensor, at: slice, room: _Room, *, shared: bool
+) -> tuple[Tensor, Tensor]:
+    """Some rows of a group of heads: the state [5,G,R,1] after the last tile, and O [G,R,Dv]."""
     loops, block = _loops(), part.block
     take_in = loops.take_in_together if shared else loops.take_in
     add_up = loops.add_up_together if shared else loops.add_up
-    heads, rows, _ = part.q.shape
+    heads, rows, _ = q.shape
     state = np.zeros((5, heads * rows), np.float32)
     state[0] = HIDDEN
-    room = O.new_empty(heads * rows * max(t.stop - t.start for t in tiles))
-    product = torch.empty_like(O)
+    dims = part.v[0].shape[-1]
+    O, product = (  # noqa: E741
+        x[: heads * rows * dims].view(heads, rows, dims) for x in (room.out, room.product)
+    )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
-    plans, settings = _plans(block.recipe), _settings(block)
-    seen = _seen(block, heads)
-    everywhere = int(seen[0].max()), int(seen[1].min())
-    k = part.k.transpose(1, 2)
-    s, flat = room, None
-    for number, keys in enumerate(tiles):
-        start, width = keys.start, keys.stop - keys.start
-        if not number or width != s.shape[-1]:
-            s = room[: heads * rows * width].view(heads, rows, width)
-            flat = s.numpy().reshape(-1, width)
-        torch.bmm(part.q, k.narrow(2, start, width), out=s)
-        part.hide(s, keys)
-        whole = everywhere[0] <= start and keys.stop <= everywhere[1]
-        take_in(flat, state, _EVERYWHERE if whole else seen, start, plans, settings)
+    how = plans(block.recipe), settings(block)
+    of = seen(block, at, heads)
+    first, end = int(of[0].max()), int(of[1].min())
+    s, flat = room.scores, None
+    for number, keys in enumerate(part.tiles):
+        if not number or keys.stop - keys.start != s.shape[-1]:
+            s = room.scores[: heads * rows * (keys.stop - keys.start)].view(heads, rows, -1)
+            flat = s.numpy().reshape(heads * rows, -1)
+        torch.bmm(q, part.k[number], out=s)
+        hide(block, part.group, s, at, keys)
+        whole = first <= keys.start and keys.stop <= end
+        take_in(flat, state, EVERYWHERE if whole else of, keys.start, *how)
         if number:
-            add_up(o, added, state, number == 1, False, plans)
-        torch.bmm(s, part.v.narrow(1, start, width), out=product)
-    add_up(o, added, state, len(tiles) == 1, True, plans)
-    return state
+            add_up(o, added, state, number == 1, False, how[0])
+        torch.bmm(s, part.v[number], out=product)
+    add_up(o, added, state, len(part.tiles) == 1, True, how[0])
+    return torch.as_tensor(state).view(5, heads, rows, 1), O
 
 
-def _seen(block: Block, heads: int) -> NDArray[np.int64]:
+def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
     """For each row of each head, the first key that it sees and the first beyond."""
-    first, end = block.call.mask.seen(block.rows, block.call.lengths)
+    first, end = block.call.mask.seen(block.rows[at], block.call.lengths)
     return torch.stack([first, end]).to(torch.int64).repeat(1, heads).numpy()
 
 
 @lru_cache(maxsize=1024)
-def _plans(recipe: Recipe) -> NDArray[np.int32]:
+def plans(recipe: Recipe) -> NDArray[np.int32]:
     """One row for each place that rounds: whether and how, and the integers of `Plan`."""
     fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
     formats = _formats(recipe)
-    rows = [_plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
+    rows = [plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
     if formats[1] == formats[0]:  # S is stored as the product left it
-        rows[1] = (0,) * 9
+        rows[1] = NO_PLAN
     if formats[5] == formats[4] and not fixed:  # and so is P
-        rows[5] = (0,) * 9
+        rows[5] = NO_PLAN
     return np.array(rows, np.int32)
 
 
-def _plan(format: Format, *, saturates: bool) -> tuple[int, ...]:
+def plan(format: Format, *, saturates: bool = False) -> tuple[int, ...]:
+    """Whether and how the loops round to a format, and the integers of `Plan`."""
     if holds(format, FP32):
-        return (0,) * 9
+        return NO_PLAN
     overflow = "saturate" if saturates or not format.infinities else "inf"
     plan = make_plan(format, FLOAT32, "nearest", overflow)
     assert plan is not None
@@ -242,7 +271,7 @@ def _plan(format: Format, *, saturates: bool) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _settings(block: Block) -> NDArray[np.float32]:
+def settings(block: Block) -> NDArray[np.float32]:
     """What the steps do, and with which numbers, in the orders that `_tile` lists."""
     recipe, p = block.recipe, block.recipe.probabilities
     exp, scale = recipe.exponential, recipe.logits.scale

@@ -7,8 +7,10 @@ candidates.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -25,8 +27,11 @@ from roundoff.registry import is_installed, require
 
 __all__ = ["golden", "precise"]
 
-MOST_ROWS, HELD = 512, 2**17
-"""Rows of a block, and scores held at a time (a megabyte, which stays in a core's cache)."""
+MOST_ROWS, LEAST_KEYS, HELD = 2048, 256, 2**17
+"""Rows of a block, keys of a tile, and scores held at a time where there are fewer rows.
+
+A tile has left the second cache before it is weighed, which costs less than more calls would.
+"""
 
 CONVERTED = 2**24
 """Keys times head dim up to which a head's K and V are taken to float64 as a whole."""
@@ -46,48 +51,50 @@ def golden(call: Call, *, condition: bool = True) -> tuple[Attention, dict[str, 
     size of a visible logit, and largest spread in a row). It takes half as long again, so that
     it can be left out.
     """
-    batch, heads, _, _ = call.q.shape
+    shape, dims = (*call.q.shape[:2], len(call.rows)), call.v.shape[-1]
+    # Sum p v, over l in the end; sum p|v| behind it where that is asked for.
+    means = call.q.new_zeros((*shape, 2 * dims if condition else dims), dtype=torch.float64)
+    ends = call.q.new_empty((*shape, 3), dtype=torch.float64)
     with plain_arithmetic(call.q.device):
-        found = [_head(call, b, h, condition) for b in range(batch) for h in range(heads)]
-    dims = call.v.shape[-1]
-    found = found or [call.q.new_zeros((0, len(call.rows), 2 * dims + 3), dtype=torch.float64)]
-    whole = torch.stack(found).view(batch, heads, len(call.rows), 2 * dims + 3)
-    parts: list[Tensor] = list(torch.split(whole, [dims, dims, 1, 2], dim=-1))
-    out, weight, lse, logits = parts
-    result = Attention(out, lse.squeeze(-1))
-    return result, _condition(out, weight, logits) if condition else {}
+        for b in range(shape[0]):
+            for h in range(shape[1]):
+                _head(call, b, h, means[b, h], ends[b, h])
+    out, weight = means[..., :dims], means[..., dims:]
+    result = Attention(out.contiguous(), ends[..., 0])
+    return result, _condition(out, weight, ends[..., 1:]) if condition else {}
 
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """One head, with logits in powers of two: Q [R,D] in float64, and K [M,D], V [M,Dv] as given.
+    """One head, with logits in powers of two: Q [R,D] in float64, and tiles of keys.
 
-    `small`: no logit is larger than `SMALL`, so that nothing need be taken from any; `plain`:
-    the compiled loops may have them, since there is no NaN and no infinity but -inf.
+    A tile is its keys, K^T [D,K] and V [K,Dv] as given. `small`: no logit is larger than `SMALL`,
+    so that nothing need be taken from any; `plain`: the compiled loops may have them, since there
+    is no NaN and no infinity but -inf.
     """
 
     q: Tensor
-    k: Tensor
-    v: Tensor
+    tiles: list[tuple[slice, Tensor, Tensor]]
     mask: Mask
     rows: Tensor
     lengths: tuple[int, int]
     small: bool
     plain: bool
+    room: Tensor
 
-    def scores(self, at: slice, keys: slice, room: Tensor) -> Tensor:
-        """S of a block of rows and a tile of keys, in powers of two, hidden ones at -inf."""
-        q, k = self.q[at], self.k[keys].double()
-        s = torch.mm(q, k.T, out=room[: len(q) * len(k)].view(len(q), len(k)))
-        return self.mask.apply(s, self.rows[at], keys, self.lengths, unit=LN_2)
+    def scores(self, at: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        """S of a block of rows with each tile, in powers of two, hidden ones at -inf; and its V."""
+        q, rows = self.q[at], self.rows[at]
+        for keys, k, v in self.tiles:
+            width = keys.stop - keys.start
+            s = torch.mm(q, k.double(), out=self.room[: len(q) * width].view(-1, width))
+            yield self.mask.apply(s, rows, keys, self.lengths, unit=LN_2), v.double()
 
 
-def _head(call: Call, b: int, h: int, condition: bool) -> Tensor:
-    """Of one head's rows [R, 2 Dv + 3]: output, sum p|v|, LSE, smallest and largest logit."""
+def _head(call: Call, b: int, h: int, means: Tensor, ends: Tensor) -> None:
+    """Fill in one head's rows: output (and sum p|v|); LSE, smallest and largest logit [R,3]."""
     group = h * call.k.shape[1] // call.q.shape[1]
     k, v = call.k[b, group], call.v[b, group]
-    if k.shape[-2] * max(k.shape[-1], v.shape[-1]) <= CONVERTED:
-        k, v = k.double(), v.double()
     tensor = call.mask.tensor
     if tensor is not None:
         tensor = tensor.expand(*call.q.shape[:2], -1, -1)[b, h]
@@ -96,55 +103,63 @@ def _head(call: Call, b: int, h: int, condition: bool) -> Tensor:
     bound = magnitude(q) * magnitude(k) * q.shape[-1]
     bounded = mask.kind != "additive" and math.isfinite(bound)
     plain = bounded and q.device.type == "cpu" and not torch.compiler.is_compiling()
-    head = _Head(q, k, v, mask, call.rows, call.lengths, bounded and bound < SMALL, plain)
     size = -(-len(q) // max(1, -(-len(q) // MOST_ROWS)))
-    room = q.new_empty(max(HELD, size * 256))
-    parts = [
-        _rows(head, slice(at, min(at + size, len(q))), condition, room)
-        for at in range(0, max(1, len(q)), max(1, size))
-    ]
-    return torch.cat(parts)
+    width = max(LEAST_KEYS, HELD // max(1, size))
+    spans = [slice(at, min(at + width, len(k))) for at in range(0, len(k), width)]
+    tiles = [(keys, k[keys].T, v[keys]) for keys in spans]
+    if k.shape[-2] * max(k.shape[-1], v.shape[-1]) <= CONVERTED:
+        tiles = [(keys, k.double(), v.double()) for keys, k, v in tiles]
+    head = _Head(
+        q, tiles, mask, call.rows, call.lengths, bounded and bound < SMALL, plain,
+        q.new_empty(size * min(width, max(1, len(k)))),
+    )  # fmt: skip
+    for start in range(0, len(q), max(1, size)):
+        at = slice(start, min(start + size, len(q)))
+        ends[at] = _rows(head, at, means[at], v.shape[-1])
 
 
-def _rows(head: _Head, at: slice, condition: bool, room: Tensor) -> Tensor:
-    rows, kv_len = at.stop - at.start, len(head.k)
-    width = len(room) // max(1, rows)
-    tiles = [slice(start, min(start + width, kv_len)) for start in range(0, kv_len, width)]
-    column = head.q.new_full((rows,), -math.inf)
+def _rows(head: _Head, at: slice, sums: Tensor, dims: int) -> Tensor:
+    """LSE, smallest and largest logit of a block of rows; their means in place of `sums`."""
+    column, condition = head.q.new_full((len(sums),), -math.inf), sums.shape[-1] > dims
     low, high = -column, column
     if not head.small:
-        for keys in tiles:
-            high = torch.maximum(high, head.scores(at, keys, room).amax(-1))
+        for s, _ in head.scores(at):
+            high = torch.maximum(high, s.amax(-1))
     shift = high.masked_fill(high == -math.inf, 0.0)
     total = torch.zeros_like(column)
-    dims = head.v.shape[-1]
-    sums = head.q.new_zeros((rows, 2 * dims if condition else dims))  # of p v, and of p|v|
-    for keys in tiles:
-        s, v = head.scores(at, keys, room), head.v[keys].double()
-        if condition:
-            low = torch.minimum(low, s.masked_fill(s == -math.inf, math.inf).amin(-1))
-            high = torch.maximum(high, s.amax(-1))
-            v = torch.cat([v, v.abs()], -1)
-        sums.addmm_(_weighed(head, s, shift, total), v)
-    means = (sums / total[:, None]).masked_fill((total == 0)[:, None], 0.0)
-    weight = means[:, dims:] if condition else means
-    lse = shift * LN_2 + total.log()
-    ends = torch.stack([lse, low * LN_2, high * LN_2], -1)
-    return torch.cat([means[:, :dims], weight, ends], -1)
+    with _weighing(head, shift, total) as weigh:
+        for s, v in head.scores(at):
+            if condition:
+                low = torch.minimum(low, s.masked_fill(s == -math.inf, math.inf).amin(-1))
+                high = torch.maximum(high, s.amax(-1))
+            sums.addmm_(weigh(s), torch.cat([v, v.abs()], -1) if condition else v)
+    sums.div_(total[:, None]).masked_fill_((total == 0)[:, None], 0.0)
+    return torch.stack([shift * LN_2 + total.log(), low * LN_2, high * LN_2], -1)
 
 
-def _weighed(head: _Head, s: Tensor, shift: Tensor, total: Tensor) -> Tensor:
+@contextlib.contextmanager
+def _weighing(head: _Head, shift: Tensor, total: Tensor) -> Generator[Callable[[Tensor], Tensor]]:
     """2^(S - shift), in place of S where that can be; its row sums are added to `total`."""
     loops = _loops() if head.plain else None
     if loops is None:
-        p = torch.exp2(s if head.small else s - shift[:, None])
-        total += p.sum(-1)
-        return p
+
+        def plainly(s: Tensor) -> Tensor:
+            p = torch.exp2(s if head.small else s - shift[:, None])
+            total.add_(p.sum(-1))
+            return p
+
+        yield plainly
+        return
     needless = head.small and head.mask.kind == "none"
-    with loops.threads(s.numel()) as shared:
-        weigh = loops.weigh_together if shared else loops.weigh
-        weigh(s.numpy(), shift[: 0 if needless else None].numpy(), total.numpy())
-    return s
+    columns = shift[: 0 if needless else None].numpy(), total.numpy()
+    with loops.threads(head.room.numel()) as shared:
+        into = loops.weigh_together if shared else loops.weigh
+
+        def quickly(s: Tensor) -> Tensor:
+            into(s.numpy(), *columns)
+            return s
+
+        yield quickly
 
 
 @cache

@@ -34,7 +34,8 @@ def prepare(recipe: Recipe, call: Call) -> tuple[Tensor, Tensor, Tensor]:
         q, k = q @ turn, k @ turn
     how = recipe.operands
     q, k, v = _quantized(q, how.q), _quantized(k, how.k), _quantized(v, how.v)
-    q = q[..., call.rows, :]
+    if not torch.equal(call.rows, torch.arange(q.shape[-2], device=call.rows.device)):
+        q = q[..., call.rows, :]
     q, k = _prescaled(recipe, q, k, call.scale)
     return q, shared_heads(k, q.shape[1]), shared_heads(v, q.shape[1])
 

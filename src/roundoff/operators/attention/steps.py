@@ -25,6 +25,7 @@ __all__ = [
     "Block",
     "State",
     "divided",
+    "log_sum_exp",
     "new_maximum",
     "normalised",
     "probabilities",
@@ -197,3 +198,8 @@ def divided(block: Block, x: Tensor, total: Tensor) -> Tensor:
     """x over l as the recipe divides, 0 where l is 0."""
     how = block.recipe.normalise
     return divide(x, total, how.by, how.format)
+
+
+def log_sum_exp(block: Block, m: Tensor, total: Tensor) -> Tensor:
+    """The LSE of rows with maximum m and sum l, -inf where l is 0."""
+    return (m * block.unit + total.log()).masked_fill_(total == 0, HIDDEN)
