@@ -38,6 +38,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 PAGES = ("README.md", "docs/study.md", "docs/recipes.md")
+OUTPUTS = ("out", "dq", "dk", "dv")
+FIELDS = {
+    "match": "match", "worst": "worst", "null": "null", "lift": "lift", "r2": "r2",
+    "order floor": "floor", "cells": "cells",
+}  # fmt: skip
 LIBRARIES = {"onnx-cpu": "onnxruntime"}
 PICTURES = {
     "flash-attention-quick": ("ratio-torch-math-format-bf16.png", "docs/images/flash-attention.png")
@@ -101,10 +106,8 @@ def evidence(*names: str) -> None:
     here = [n for n in RECIPES if n in KERNELS and KERNELS[n].missing() is None]
     for name in names or here:
         found = held(name)
-        entries[name] = where(name) | {
-            output: entries.get(name, {}).get(output) for output in ("dq", "dk", "dv")
-        } | {"out": found}  # fmt: skip
-        print(name, found)
+        entries[name] = where(name) | found
+        print(name, found, flush=True)
         keep(path, entries)
 
 
@@ -115,8 +118,8 @@ def keep(path: Path, entries: dict[str, Any]) -> None:
     put(ROOT / "docs/recipes.md", "recipes-evidence", table)
 
 
-def held(name: str) -> dict[str, dict[str, float]]:
-    """What `recipes.evidence` says of one recipe, by format."""
+def held(name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """What `recipes.evidence` says of one recipe, by output and format."""
     with tempfile.TemporaryDirectory() as place:
         run = Run.create_or_open(Path(place) / "run", manifest={})
         cells = identified(evidence_plan(name).cells())
@@ -124,12 +127,13 @@ def held(name: str) -> dict[str, dict[str, float]]:
             run_cells(run, cells, executor, in_flight=1)
         rows = run.frame()
     rows = rows[rows["status"] != "skipped"]  # what the kernel does not take
-    lines = recipe_evidence(rows, name).to_dict("records")
-    renamed = {"order floor": "floor"}
+    found = {o: recipe_evidence(rows, name, o).to_dict("records") for o in OUTPUTS}
     return {
-        line["format"]: {renamed.get(k, k): v for k, v in line.items()
-                         if k not in ("recipe", "format")}
-        for line in lines
+        output: {
+            line["format"]: {FIELDS[k]: v for k, v in line.items() if k in FIELDS}
+            for line in lines
+        }
+        for output, lines in found.items() if lines
     }  # fmt: skip
 
 
@@ -152,7 +156,7 @@ def toml(entries: dict[str, Any]) -> str:
     for name, entry in sorted(entries.items()):
         lines += ["", f'["{name}"]']
         lines += [f"{k} = {json.dumps(v)}" for k, v in entry.items() if isinstance(v, str)]
-        for output in ("out", "dq", "dk", "dv"):
+        for output in OUTPUTS:
             for format, numbers in (entry.get(output) or {}).items():
                 lines += ["", f'["{name}".{output}.{format}]']
                 lines += [f"{k} = {v}" for k, v in numbers.items()]
@@ -163,7 +167,7 @@ def evidence_table(entries: dict[str, Any]) -> str:
     head = "recipe", "output", "match", "worst cell", "null", "lift", "order floor", "r²", "where"
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, entry in sorted(entries.items()):
-        for output in ("out", "dq", "dk", "dv"):
+        for output in OUTPUTS:
             for format, n in (entry.get(output) or {}).items():
                 shares = [percent(n[k]) for k in ("match", "worst", "null", "lift", "floor")]
                 place = f"{entry['version']}, {entry['instructions']}"

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from roundoff.kernels.announced import announced
 from roundoff.kernels.kernel import Call, Kernel, stored_inputs
@@ -27,51 +29,74 @@ from roundoff.registry import is_installed, load, require
 __all__ = ["TUTORIAL"]
 
 ROWS = KEYS = 64
+OWN, OTHERS = 128, 32
+"""A backward kernel's own block, of keys or of queries, and the tile of the others."""
 _EVENT = "triton::attention_forward"
 _LIMITS = Limits(
-    head_dims=(16, 32, 64, 128), masks=("none", "causal", "causal-lower-right"), other_v_dim=False
-)
+    head_dims=(16, 32, 64, 128), masks=("none", "causal", "causal-lower-right"), other_v_dim=False,
+)  # fmt: skip
 
 
 @functools.cache
-def _kernel(interpreted: bool) -> Any:
+def _kernel(name: str, interpreted: bool) -> Any:
     triton = require("triton", extra="triton", purpose="kernel triton-tutorial")
-    attention_forward = load("roundoff.kernels.triton_flash:attention_forward")
+    function = load(f"roundoff.kernels.{name}")
     if not interpreted:
-        return triton.jit(attention_forward)
+        return triton.jit(function)
     runtime = require("triton.runtime.interpreter", extra="triton", purpose="its interpreter")
-    return runtime.InterpretedFunction(attention_forward)
+    return runtime.InterpretedFunction(function)
 
 
 def _bind(problem: Problem) -> Call:
     attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name].contiguous() for name in "qkv")
+    dout = stored["dout"].contiguous() if "dout" in stored else None
     interpreted = q.device.type == "cpu"
-    kernel = _kernel(interpreted)
-    grid, fixed = _arguments(attention, q.dtype)
 
     def call() -> Outputs:
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-        kernel[grid](q, k, v, out, lse, *fixed[0], **fixed[1])
-        return {"out": out, "lse": lse * math.log(2)}
+        launch = functools.partial(_launch, attention, interpreted)
+        launch("triton_flash:attention_forward", (q, k, v, out, lse), attention.scale * LOG2_E)
+        found = {"out": out, "lse": lse * math.log(2)}
+        if dout is None:
+            return found
+        return found | _gradients(launch, attention, (q, k, v, out, dout, lse))
 
     return announced(f"{_EVENT} {'interpreted' if interpreted else 'compiled'}", call)
 
 
-def _arguments(
-    call: Attention, dtype: torch.dtype
-) -> tuple[tuple[int, int], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The grid, and the kernel's arguments after its tensors."""
+def _gradients(
+    launch: Callable[..., None], call: Attention, tensors: tuple[Tensor, ...]
+) -> Outputs:
+    """dQ, dK, dV; those of query heads that share a key head are added in float32."""
+    q, k, *rest = tensors
+    arguments = q, k * (call.scale * LOG2_E), *rest
+    dq, each = torch.empty_like(q), q.new_empty(2, *q.shape[:2], *k.shape[2:])
+    backward = "triton_flash_backward:gradients_of_"
+    launch(f"{backward}keys", (*arguments, *each), call.scale, rows=OTHERS, keys=OWN, own=OWN)
+    launch(f"{backward}queries", (*arguments, dq), math.log(2), rows=OWN, keys=OTHERS)
+    if k.shape[1] != q.shape[1]:
+        grouped = each.float().view(2, q.shape[0], k.shape[1], -1, *k.shape[2:])
+        each = grouped.sum(3).to(q.dtype)
+    return {"dq": dq, "dk": each[0], "dv": each[1]}
+
+
+def _launch(
+    call: Attention, interpreted: bool, name: str, tensors: tuple[Tensor, ...], scale: float, *,
+    rows: int = ROWS, keys: int = KEYS, own: int | None = None,
+) -> None:  # fmt: skip
+    """Run a kernel over blocks of `rows` queries, or of `own` keys, of every query head."""
     language = require("triton.language", extra="triton", purpose="kernel triton-tutorial")
     (q_len, kv_len), (batch, heads) = call.lengths, call.q.shape[:2]
     shift = kv_len - q_len if call.mask.kind == "causal-lower-right" else 0
-    numbers = (heads, call.k.shape[1], q_len, kv_len, call.scale * LOG2_E, shift)
-    constants = {
-        "D": call.q.shape[-1], "ROWS": ROWS, "KEYS": KEYS, "CAUSAL": call.mask.causal,
-        "WEIGHTS": language.float32 if dtype == torch.float32 else language.float16,
-    }  # fmt: skip
-    return (math.ceil(q_len / ROWS), batch * heads), (numbers, constants)
+    blocks = math.ceil(kv_len / own) if own else math.ceil(q_len / rows)
+    dtype = tensors[0].dtype
+    _kernel(name, interpreted)[blocks, batch * heads](
+        *tensors, heads, call.k.shape[1], q_len, kv_len, scale, shift,
+        D=call.q.shape[-1], ROWS=rows, KEYS=keys, CAUSAL=call.mask.causal,
+        WEIGHTS=language.float32 if dtype == torch.float32 else language.float16,
+    )  # fmt: skip
 
 
 def _refuses(problem: Problem) -> str | None:

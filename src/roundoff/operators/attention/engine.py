@@ -10,9 +10,11 @@ between kernels is in the recipe.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -64,10 +66,8 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
         if fused.takes(recipe) and fused.fits(whole):
             parts = [fused.attend(whole, _tiles(0, k.shape[-2], _tile(recipe)))]
         else:
-            parts = [
-                _attend_rows(replace(whole, q=q[..., at, :], rows=call.rows[at]))
-                for at in _row_blocks(q, k, _tile(recipe))
-            ]
+            blocks = _row_blocks(call.rows, q, k, _tile(recipe))
+            parts = [_attend_some(whole, at) for at in blocks]
         lse = _joined([p.lse for p in parts], -1)
         lse = lse + smoothed_away(recipe, call, lse)
         return Attention(
@@ -112,14 +112,40 @@ def _check(recipe: Recipe, call: Call) -> None:
         )
 
 
-def _row_blocks(q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
-    """Equal blocks of rows: a GEMM with a handful of rows may sum in another order."""
+def _row_blocks(at: Tensor, q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]:
+    """Equal blocks of rows: a GEMM with a handful of rows may sum in another order.
+
+    Where a tile of queries has its own order of keys, its rows `at` are a block.
+    """
     rows = q.shape[-2]
+    if tile.direction == "cut-first" and tile.queries and rows:
+        owners = cast("list[int]", (at // tile.queries).tolist())  # pyright: ignore[reportUnknownMemberType]
+        start = 0
+        for _, members in itertools.groupby(owners):
+            size = len(list(members))
+            yield slice(start, start + size)
+            start += size
+        return
     width = max(1, min(k.shape[-2], tile.keys or k.shape[-2]))
     most = max(64, BLOCK // (width * max(1, q.shape[0] * q.shape[1])))
     size = max(1, math.ceil(rows / max(1, math.ceil(rows / most))))
     for start in range(0, max(rows, 1), size):
         yield slice(start, min(start + size, rows))
+
+
+def _attend_some(whole: Block, at: slice) -> Attention:
+    """A stretch of the rows, with others beside them where they are too few for a product."""
+    count = at.stop - at.start
+    here = _enough(torch.arange(at.start, at.stop, device=whole.q.device), whole.call.lengths[0])
+    some = at if len(here) == count else here
+    found = _attend_rows(replace(whole, q=whole.q[..., some, :], rows=whole.rows[some]))
+    if len(here) == count:
+        return found
+    lse, rescales, rescaled_by = (
+        x[..., :count] if x is not None else None
+        for x in (found.lse, found.rescales, found.rescaled_by)
+    )
+    return Attention(found.out[..., :count, :], cast("Tensor", lse), rescales, rescaled_by)
 
 
 def _attend_rows(block: Block) -> Attention:
@@ -128,6 +154,8 @@ def _attend_rows(block: Block) -> Attention:
     parts: list[Attention] = []
     for begin in range(0, max(kv_len, 1), stretch):
         tiles = _tiles(begin, min(begin + stretch, kv_len), tile)
+        if tile.direction == "cut-first":
+            tiles.sort(key=lambda keys: not _is_cut(block, keys))
         parts.append(_finish(block, _walk(block, tiles)))
     joined = parts[0] if len(parts) == 1 else _combine(parts)
     out = put(joined.out, block.recipe.output)
@@ -138,6 +166,17 @@ def _tiles(begin: int, end: int, tile: Tile) -> list[slice]:
     width = tile.keys or max(1, end - begin)
     tiles = [slice(at, min(at + width, end)) for at in range(begin, end, width)]
     return tiles[::-1] if tile.direction == "backward" else tiles
+
+
+def _is_cut(block: Block, keys: slice) -> bool:
+    """Whether some query of the block's tile does not see some key, or the tile is not whole."""
+    tile, lengths = _tile(block.recipe), block.call.lengths
+    queries = tile.queries or lengths[0]
+    first = int(block.rows[0]) // queries * queries
+    if first + queries > lengths[0] or keys.stop - keys.start < (tile.keys or 0):
+        return True
+    rows = torch.arange(first, first + queries, device=block.rows.device)
+    return block.call.mask.hides(rows, keys, lengths)
 
 
 def _walk(block: Block, tiles: list[slice]) -> State:

@@ -79,6 +79,7 @@ def takes(recipe: Recipe) -> bool:
         and replace(recipe.normalise, by="division", format=FP32) == Normalise(format=FP32)
         and isinstance(tile, Tile)
         and tile.splits == 1
+        and tile.direction != "cut-first"
         and _castable(recipe.probabilities)
         and all(roundable(f) for f in _formats(recipe))
     )

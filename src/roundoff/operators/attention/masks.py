@@ -51,9 +51,22 @@ class Mask:
             part = self.tensor[..., rows, keys]
             if part.dtype == torch.bool:
                 return s.masked_fill(~part, float("-inf"))
-            bias = part.to(s.dtype)
-            return s + (bias if unit == 1.0 else bias / unit)
+            return s + self.bias(s, rows, keys, unit=unit)
         return s.masked_fill(self._hidden(rows, keys, lengths), float("-inf"))
+
+    def bias(self, s: Tensor, rows: Tensor, keys: slice, *, unit: float) -> Tensor:
+        """What an additive mask adds to scores of `unit`, in their dtype."""
+        assert self.tensor is not None
+        bias = self.tensor[..., rows, keys].to(s.dtype)
+        return bias if unit == 1.0 else bias / unit
+
+    def hides(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> bool:
+        """Whether any of `rows` does not see some of `keys`; what is added hides nothing."""
+        if self.kind in ("none", "additive"):
+            return False
+        if self.tensor is not None:
+            return not bool(self.tensor[..., rows, keys].all())
+        return bool(self._hidden(rows, keys, lengths).any())
 
     def sees(self, rows: Tensor, keys: slice, lengths: tuple[int, int]) -> bool:
         """Whether position lets any of `rows` see any of `keys`; tensors are not looked into."""

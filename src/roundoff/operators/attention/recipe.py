@@ -85,11 +85,13 @@ class Logits:
     - `before`: it went in with `Prescale`.
 
     Under `fma` and `argument` the maximum is of unscaled scores; a mask that is added makes
-    both `after`, since it must be added to scaled ones.
+    both `after`, since it must be added to scaled ones. Such a mask is added to S as scaled and
+    rounded to `format` (`mask="after"`), or in one multiply-add with the scale (`"fma"`).
     """
 
     scale: Literal["after", "fma", "argument", "before"] = "after"
     format: Element = OPMATH
+    mask: Literal["after", "fma"] = "after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,14 @@ class Tile:
 
     `keys` a tile (None: all of them), from the first or the last; with `splits` > 1 the keys
     are cut into that many stretches whose results are combined through their LSE. `queries`
-    a tile changes nothing in the forward pass, since rows do not meet.
+    a tile changes nothing in the forward pass, since rows do not meet, unless the direction is
+    `cut-first`: then each tile of queries takes the keys' tiles that its mask or a tensor's end
+    cuts through first, and those that all its queries see after them, both from the first on.
     """
 
     keys: int | None = None
     queries: int | None = None
-    direction: Literal["forward", "backward"] = "forward"
+    direction: Literal["forward", "backward", "cut-first"] = "forward"
     splits: int = 1
 
 

@@ -17,7 +17,7 @@ from roundoff.operators.arithmetic import divide, matmul, put, settled
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.operands import log2e_in_scale
 from roundoff.operators.attention.recipe import Recipe
-from roundoff.operators.exponentials import LOG2_E, exponential, fma_rows, singles
+from roundoff.operators.exponentials import LOG2_E, exponential, fma, fma_rows, singles
 from roundoff.sites import Quantizer
 
 __all__ = [
@@ -103,8 +103,13 @@ def scores(block: Block, keys: slice) -> Tensor:
     recipe, call = block.recipe, block.call
     s = matmul(block.q, block.k[..., keys, :].transpose(-1, -2), recipe.qk)
     s = put(s, recipe.scores)
+    factor = 1.0 if recipe.logits.scale == "before" else call.scale * block.base
+    if recipe.logits.mask == "fma" and call.mask.kind == "additive":
+        bias = call.mask.bias(s, block.rows, keys, unit=1.0 / block.base)
+        factor = torch.tensor(factor, dtype=s.dtype, device="cpu").item()
+        return put(fma(s, factor, bias), recipe.logits.format)
     if not block.folds and recipe.logits.scale != "before":
-        s = put(s * (call.scale * block.base), recipe.logits.format)
+        s = put(s * factor, recipe.logits.format)
     s = call.mask.apply(s, block.rows, keys, call.lengths, unit=1.0 / block.base)
     return put(s, recipe.logits.format) if call.mask.kind == "additive" else s
 

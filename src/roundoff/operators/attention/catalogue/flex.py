@@ -29,10 +29,8 @@ add(
         row_sum=RowSum("before", Accumulator(order="lanes", lanes=16)),
         pv=Accumulator(order="fused"),
         normalise=Normalise("end", "reciprocal"),
-        # Without a mask, its blocks are larger than any length. Under one it takes those that
-        # the mask cuts through before those that it leaves whole: from the last block on, up to two
-        # blocks of keys; beyond, the whole ones come from the first.
-        tile=TileRule(((1024, True, Tile(128, 128, "backward")), (1024, False, Tile()))),
+        # Without a mask, its blocks are larger than any length.
+        tile=TileRule(((1024, True, Tile(128, 128, "cut-first")), (1024, False, Tile()))),
     )
 )
 
