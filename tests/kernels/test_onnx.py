@@ -8,7 +8,7 @@ from roundoff.formats import FORMATS
 from roundoff.kernels import KERNELS, onnx_attention
 from roundoff.operators.attention.recipe import Logits, Normalise
 from roundoff.operators.exponentials import fma
-from roundoff.sites import OPMATH, Accumulator
+from roundoff.sites import INPUT, OPMATH, Accumulator
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnx", reason="needs the extra onnx")
@@ -21,6 +21,7 @@ CASES = [
     {"seq_len": 100, "kv_len": 300, "mask": "causal-lower-right", "kv_heads": 1},
     {"seq_len": 300, "mask": "causal", "head_dim": 64},
     {"seq_len": 200, "mask": "boolean"},
+    {"seq_len": 200, "mask": "additive"},
     {"seq_len": 64, "mask": "window:9"},
     {"seq_len": 257, "head_dim": 128, "scale": 0.3},
     pytest.param({"seq_len": 1024, "head_dim": 64}, marks=pytest.mark.slow),
@@ -67,6 +68,12 @@ def test_the_choices_of_the_recipe_are_each_needed(draw, match):
     }
     for label, changes in others.items():
         assert match("onnx-cpu", problem, **changes) < 0.9, label
+
+
+def test_a_mask_is_added_before_s_is_rounded(draw, match):
+    problem = draw("fp16", seq_len=257, heads=4, mask="additive")
+    rounded_first = {"logits": Logits("after", INPUT)}
+    assert match("onnx-cpu", problem, **rounded_first) < 0.9 < match("onnx-cpu", problem)
 
 
 @pytest.mark.skipif(not AVX2, reason="the order of sums of 16 lanes")

@@ -1,20 +1,22 @@
 """Our Triton kernel, interpreted here and compiled on CUDA, and the recipe beside it."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from roundoff.formats import FORMATS
+from roundoff.formats import FORMATS, round_to
 from roundoff.kernels import KERNELS, triton_attention
 from roundoff.kernels.kernel import Kernel
 from roundoff.operators import OPERATORS
-from roundoff.operators.attention.recipe import Exponential, Tile
+from roundoff.operators.attention.recipe import Exponential, Prescale, Tile
 from roundoff.sites import OPMATH
 from roundoff.subjects import KernelSubject
 
 pytest.importorskip("triton", reason="needs the extra triton")
 
+ATTENTION = OPERATORS["attention"]
 KERNEL: Kernel = KERNELS["triton-tutorial"]
 CASES = [
     {"seq_len": 1},
@@ -57,9 +59,54 @@ def test_base_2_is_seen_in_fp32(draw, match):
     assert match("triton-tutorial", problem, exponential=base_2) > least
 
 
+GRADIENTS = [
+    {"seq_len": 100, "head_dim": 64},
+    {"seq_len": 150, "mask": "causal"},
+    {"seq_len": 70, "kv_heads": 1},
+    {"seq_len": 40, "kv_len": 200, "mask": "causal-lower-right", "batch": 2},
+]
+
+
+@pytest.mark.parametrize("given", GRADIENTS, ids=str)
+def test_the_gradients_of_the_recipe(given, draw, share):
+    problem = draw("fp16", gradients="yes", **given)
+    golden = ATTENTION.golden(problem)[0]
+    kernel, recipe = KERNEL.run(problem), ATTENTION.run(ATTENTION.recipes[KERNEL.name], problem)[0]
+    for name in ("dq", "dk", "dv"):
+        assert share(kernel[name], recipe[name]) > 0.985, name
+        assert share(kernel[name], round_to(golden[name], "fp16")) < 0.7, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "output"),
+    [
+        ({"probabilities": OPMATH}, "dv"),
+        ({"ds": OPMATH}, "dk"),
+        ({"prescale": Prescale("k", OPMATH)}, "dq"),
+        ({"delta": "exact"}, "dq"),
+    ],
+    ids=str,
+)
+def test_the_choices_of_the_backward_pass_are_each_needed(changes, output, draw, share):
+    problem = draw("fp16", gradients="yes", seq_len=100, head_dim=64)
+    recipe = ATTENTION.recipes[KERNEL.name]
+    other = replace(recipe, backward=replace(recipe.backward, **changes))
+    kernel = KERNEL.run(problem)[output]
+    ours, others = (ATTENTION.run(r, problem)[0][output] for r in (recipe, other))
+    assert share(kernel, others) < share(kernel, ours) - 0.01
+
+
+@pytest.mark.parametrize("given", GRADIENTS, ids=str)
+def test_gradients_are_golden_up_to_rounding(given, draw):
+    problem = draw("fp32", gradients="yes", **given)
+    golden, kernel = ATTENTION.golden(problem)[0], KERNEL.run(problem)
+    for name in ("dq", "dk", "dv"):
+        torch.testing.assert_close(kernel[name].double(), golden[name], rtol=1e-5, atol=2e-6)
+
+
 def test_output_and_lse_are_attention(draw):
     problem = draw("fp32", seq_len=70, kv_len=90, mask="causal-lower-right", heads=4, kv_heads=2)
-    golden = OPERATORS["attention"].golden(problem)[0]
+    golden = ATTENTION.golden(problem)[0]
     ours = KERNEL.run(problem)
     torch.testing.assert_close(ours["out"].double(), golden["out"], rtol=2e-6, atol=2e-6)
     torch.testing.assert_close(ours["lse"].double(), golden["lse"], rtol=1e-6, atol=2e-6)
@@ -75,8 +122,8 @@ def test_a_row_that_sees_no_key_is_zero(draw):
 def test_it_is_interpreted_without_the_variable(draw, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     problem = draw("fp32", seq_len=8)
-    subject = KernelSubject(OPERATORS["attention"], KERNEL)
-    result = subject.run(problem, OPERATORS["attention"].golden(problem)[0])
+    subject = KernelSubject(ATTENTION, KERNEL)
+    result = subject.run(problem, ATTENTION.golden(problem)[0])
     assert result.ran == ("triton::attention_forward interpreted",)
     assert "TRITON_INTERPRET" not in os.environ
 

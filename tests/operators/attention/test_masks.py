@@ -37,6 +37,19 @@ def test_every_pair_is_as_documented(text, n, m):
 
 
 @given(kinds, sizes, sizes, st.data())
+def test_a_tile_hides_something_where_it_has_a_hidden_pair(text, n, m, data):
+    start, first = data.draw(st.integers(0, n - 1)), data.draw(st.integers(0, m - 1))
+    rows, keys = torch.arange(start, n), slice(first, data.draw(st.integers(first + 1, m)))
+    pairs = [(i, j) for i in range(start, n) for j in range(first, keys.stop)]
+    expected = not all(sees(text, i, j, n, m) for i, j in pairs)
+    mask = make_mask(text)
+    assert mask.hides(rows, keys, (n, m)) == expected
+    if text != "none":
+        dense = make_mask("boolean", mask.dense((n, m), rows.device)[None, None])
+        assert dense.hides(rows, keys, (n, m)) == expected
+
+
+@given(kinds, sizes, sizes, st.data())
 def test_blocks_are_parts_of_the_whole(text, n, m, data):
     mask = make_mask(text)
     s = torch.arange(float(n * m)).view(n, m)
