@@ -173,6 +173,12 @@ def evidence_table(entries: dict[str, Any]) -> str:
                 place = f"{entry['version']}, {entry['instructions']}"
                 cells = f"`{name}`", f"{output} {format}", *shares, cut(n["r2"]), place
                 lines.append("| " + " | ".join(cells) + " |")
+    for name in sorted(RECIPES.keys() - entries.keys()):
+        recipe = RECIPES[name]
+        outputs = "out" if recipe.backward is None else "out, dq, dk, dv"
+        known = "read, not run" if recipe.known == "read" else "defined, no kernel"
+        source = recipe.source.replace("|", "\\|")
+        lines.append(f"| `{name}` | {outputs} | {known} | | | | | | {source} |")
     return "\n".join(lines) + "\n"
 
 
