@@ -2,18 +2,21 @@
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
 from roundoff.errors import KernelError
-from roundoff.formats import FORMATS
+from roundoff.formats import FORMATS, round_to
 from roundoff.kernels import KERNELS, jax_attention
+from roundoff.operators import OPERATORS
 from roundoff.operators.attention.recipe import Normalise
-from roundoff.sites import OPMATH, Accumulator
+from roundoff.sites import INPUT, OPMATH, Accumulator
 
 jax = pytest.importorskip("jax", reason="needs the extra jax")
 
+ATTENTION = OPERATORS["attention"]
 CASES = [
     {"seq_len": 1},
     {"seq_len": 1, "kv_len": 300},
@@ -45,6 +48,43 @@ def test_the_choices_of_the_recipe_are_each_needed(draw, match):
     }
     for label, changes in others.items():
         assert match("jax-xla", problem, **changes) < 0.9, label
+
+
+GRADIENTS = [
+    {"seq_len": 33, "mask": "causal", "head_dim": 128},
+    {"seq_len": 100, "heads": 4, "kv_heads": 2, "head_dim": 64},
+    {"seq_len": 60, "kv_len": 200, "mask": "boolean"},
+]
+
+
+@pytest.mark.parametrize("given", GRADIENTS, ids=str)
+def test_the_gradients_of_the_recipe_in_bf16(given, draw, share):
+    problem = draw("bf16", gradients="yes", **given)
+    golden = ATTENTION.golden(problem)[0]
+    kernel = KERNELS["jax-xla"].run(problem)
+    recipe = ATTENTION.run(ATTENTION.recipes["jax-xla"], problem)[0]
+    for name in ("dq", "dk", "dv"):
+        assert share(kernel[name], recipe[name]) > 0.99, name
+        assert share(kernel[name], round_to(golden[name], "bf16")) < 0.7, name
+
+
+@pytest.mark.parametrize(
+    ("changes", "output"),
+    [
+        ({"dp": Accumulator()}, "dq"),
+        ({"ds": INPUT}, "dk"),
+        ({"delta": "stored"}, "dq"),
+        ({"probabilities": OPMATH}, "dv"),
+        ({"heads": INPUT}, "dv"),
+    ],
+    ids=str,
+)
+def test_the_choices_of_the_backward_pass_are_each_needed(changes, output, draw, share):
+    problem = draw("bf16", gradients="yes", seq_len=100, heads=4, kv_heads=2, head_dim=64)
+    recipe = ATTENTION.recipes["jax-xla"]
+    other = replace(recipe, backward=replace(recipe.backward, **changes))
+    kernel = KERNELS["jax-xla"].run(problem)[output]
+    assert share(kernel, ATTENTION.run(other, problem)[0][output]) < 0.9
 
 
 def test_the_division_is_a_multiplication_by_the_reciprocal(draw, match):

@@ -122,6 +122,10 @@ def test_an_operator_taken_apart_is_found_out(draw):
         KERNELS["onnx-cpu"].bind(problem)
 
 
+def test_it_has_no_gradients(draw):
+    assert "gradients on cpu" in KERNELS["onnx-cpu"].refuses(draw("fp32", gradients="yes"))
+
+
 def test_a_scale_must_be_positive(draw):
     reason = KERNELS["onnx-cpu"].refuses(draw("fp32", seq_len=8, scale=-0.5))
     assert reason == "scale -0.5 (takes positive ones)"

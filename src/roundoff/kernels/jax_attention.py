@@ -58,13 +58,15 @@ def _variable(name: str, value: str) -> Generator[None]:
 def _bind(problem: Problem) -> Call:
     jax, attention = _jax(), call_of(problem)
     stored = stored_inputs(problem)
-    arrays = [_array(jax, stored[name].transpose(1, 2)) for name in "qkv"]
+    names = [name for name in ("q", "k", "v", "dout") if name in stored]
+    arrays = [_array(jax, stored[name].transpose(1, 2)) for name in names]
     chosen = _masks(jax, attention.mask, attention.lengths)
     compiled = _compiled(jax, arrays, chosen, attention)
 
     def call() -> Outputs:
-        out = compiled(*arrays, **chosen).block_until_ready()
-        return {"out": torch.from_dlpack(out).transpose(1, 2)}
+        found = jax.block_until_ready(compiled(*arrays, **chosen))
+        named = zip(("out", "dq", "dk", "dv"), found, strict=False)
+        return {name: torch.from_dlpack(x).transpose(1, 2) for name, x in named}
 
     return announced(f"{_EVENT}{_MODULE} cpu", call)
 
@@ -85,13 +87,21 @@ def _masks(jax: Any, mask: Mask, lengths: tuple[int, int]) -> dict[str, Any]:
 
 
 def _compiled(jax: Any, arrays: list[Any], masks: dict[str, Any], call: Attention) -> Any:
-    function = functools.partial(
+    attend = functools.partial(
         jax.nn.dot_product_attention,
         implementation="xla",
         scale=call.scale,
         is_causal=call.mask.kind == "causal",
     )
-    functools.update_wrapper(function, jax.nn.dot_product_attention)
+
+    def function(q: Any, k: Any, v: Any, dout: Any = None, **masks: Any) -> tuple[Any, ...]:
+        """The output; and, where there is an upstream gradient, dQ, dK and dV."""
+        if dout is None:
+            return (attend(q, k, v, **masks),)
+        out, pull = jax.vjp(functools.partial(attend, **masks), q, k, v)
+        return out, *pull(dout)
+
+    function.__name__ = jax.nn.dot_product_attention.__name__
     compiled = jax.jit(function).lower(*arrays, **masks).compile()
     found = str(compiled.as_text()).partition(",")[0].removeprefix("HloModule ")
     if found != _MODULE:

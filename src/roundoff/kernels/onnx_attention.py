@@ -28,7 +28,7 @@ __all__ = ["CPU"]
 _OPSET = 23
 _PROVIDER = "CPUExecutionProvider"
 _EVENT = "onnxruntime::Attention"
-_LIMITS = Limits(("fp16", "fp32"), device="cpu")
+_LIMITS = Limits(("fp16", "fp32"), device="cpu", gradients=())
 
 
 def _bind(problem: Problem) -> Call:

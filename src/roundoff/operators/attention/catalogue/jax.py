@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from roundoff.operators.attention.backward_recipe import Backward, Scaled
 from roundoff.operators.attention.catalogue.table import add
 from roundoff.operators.attention.recipe import Normalise, Recipe
-from roundoff.sites import INPUT, Accumulator
+from roundoff.sites import INPUT, OPMATH, Accumulator
 
 __all__: list[str] = []
 
@@ -19,5 +20,14 @@ add(
         known="run",
         normalise=Normalise("block", "reciprocal"),
         pv=Accumulator(INPUT),
+        # Derived automatically: dP is a product in the input's format, dS stays in fp32 up to its
+        # own products. P is kept, not made again; behind the casts that can hardly be seen.
+        backward=Backward(
+            dp=Accumulator(INPUT),
+            delta="weights",
+            ds=OPMATH,
+            scaled=Scaled("ds"),
+            heads=OPMATH,
+        ),
     )
 )
