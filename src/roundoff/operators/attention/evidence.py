@@ -49,13 +49,18 @@ class Evidence:
     date: str
     held: Mapping[str, Mapping[str, Held]]
 
-    def line(self, output: str = "out") -> str:
-        """What was found of one output, in the format that the recipe follows least well."""
-        format, held = min(self.held[output].items(), key=lambda item: item[1].lift)
+    def line(self) -> str:
+        """What was found of the output in the format followed least, and the gradients' match."""
+        format, held = min(self.held["out"].items(), key=lambda item: item[1].lift)
+        gradients = [
+            f"{output} {percent(min(h.match for h in formats.values()))}"
+            for output, formats in self.held.items() if output != "out"
+        ]  # fmt: skip
+        words = f"{', '.join(gradients)}; " if gradients else ""
         return (
             f"run: {format} match {percent(held.match)}, null {percent(held.null)}, lift "
             f"{percent(held.lift)}, order floor {percent(held.floor)}; r2 {cut(held.r2)}; "
-            f"{self.version}, {self.instructions}"
+            f"{words}{self.version}, {self.instructions}"
         )
 
 
