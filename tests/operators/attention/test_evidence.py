@@ -9,6 +9,11 @@ from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.evidence import evidence_of
 
 
+# What a recipe is known not to follow, by output.
+PARTLY = {("jax-xla", output): "beyond 768 tokens XLA leaves out the cast of dP"
+          for output in ("dq", "dk")}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_run_exactly_where_there_is_evidence(name):
     assert (RECIPES[name].known == "run") == (evidence_of(name) is not None)
@@ -27,7 +32,7 @@ def test_evidence_is_whole(name):
     assert name in KERNELS
     assert found.version
     assert found.instructions
-    for formats in found.held.values():
+    for output, formats in found.held.items():
         assert formats
         for held in formats.values():
             assert held.cells > 0
@@ -35,5 +40,6 @@ def test_evidence_is_whole(name):
             assert held.match > held.null
             lift = (held.match - held.null) / (1 - held.null)
             assert math.isclose(held.lift, lift, abs_tol=1e-12)
-            assert held.match >= held.floor - 1e-3  # as near as another order of its own sums
+            near = held.match >= held.floor - 1e-3  # as near as another order of its own sums
+            assert near != ((name, output) in PARTLY)
             assert 0 <= held.r2 <= 1 + 1e-9

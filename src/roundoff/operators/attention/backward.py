@@ -30,8 +30,8 @@ from roundoff.operators.attention.backward_steps import (
     finished,
     gradient_of_scores,
     left_of_scale,
+    normalised_weights,
     recomputed_weights,
-    saved_weights,
 )
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.engine import attend
@@ -113,7 +113,7 @@ def _check(recipe: Recipe, how: Backward, call: Call) -> None:
     """Refuse what the recipe's backward pass cannot follow."""
     if recipe.operands.rotate:
         raise UnsupportedError(f"recipe {recipe.name!r} rotates Q and K: no gradients of that")
-    if how.weights == "saved" and not (
+    if how.weights != "recomputed" and not (
         isinstance(recipe.tile, Tile)
         and recipe.tile.keys is None
         and recipe.normalise.when == "block"
@@ -122,7 +122,7 @@ def _check(recipe: Recipe, how: Backward, call: Call) -> None:
             f"recipe {recipe.name!r} saves P for its gradients, which takes all keys in one tile "
             "and P normalised before its product with V"
         )
-    whole = how.delta_sum.order == "softmax" or how.weights == "saved"
+    whole = how.delta_sum.order == "softmax" or how.weights != "recomputed"
     if whole and _tile(how).keys is not None:
         raise UnsupportedError(
             f"recipe {recipe.name!r}: a saved P and torch's derivative of softmax are of whole "
@@ -294,7 +294,10 @@ def _weights(
 ) -> tuple[Tensor, Tensor]:
     """P and dP of one tile."""
     how = work.how
-    p = saved_weights(part) if how.weights == "saved" else recomputed_weights(part, keys, lse, how)
+    if how.weights == "recomputed":
+        p = recomputed_weights(part, keys, lse, how)
+    else:
+        p = normalised_weights(part, cast=how.weights == "saved")
     return p, matmul(dout, part.v[..., keys, :].transpose(-1, -2), how.dp)
 
 

@@ -55,7 +55,8 @@ class Backward:
     """The backward pass of a kernel as data; the fields stand in the order of the data.
 
     `weights`: P is `recomputed` from S and the stored LSE, or was `saved` (normalised) by the
-    forward pass, which then needs its keys in one tile. `prescale`, `qk`, `scores`, `logits`
+    forward pass as it entered PV, or `kept` as it was before that cast; both need all keys in one
+    tile. `prescale`, `qk`, `scores`, `logits`
     and `exponential` say how it is recomputed, and mean what they do in `Recipe`.
 
     `delta` is what D is summed from: dO times the `stored` O, or the `exact` one before its
@@ -68,7 +69,7 @@ class Backward:
     to the same running sums.
     """
 
-    weights: Literal["recomputed", "saved"] = "recomputed"
+    weights: Literal["recomputed", "saved", "kept"] = "recomputed"
     lse: Element = OPMATH
     prescale: Prescale = AS_IT_IS
     qk: Accumulator = ACCUMULATOR
@@ -100,7 +101,7 @@ class Backward:
         """The backward pass of one call of `recipe`: storage format and tile put in."""
         tile = self.tile.tile(head_dim, q_len) if isinstance(self.tile, Tiles) else self.tile
         how: Backward = resolve(replace(self, tile=tile), storage)
-        prescale = recipe.prescale if how.weights == "saved" else how.prescale
+        prescale = how.prescale if how.weights == "recomputed" else recipe.prescale
         operand = storage if prescale.operands == "none" else prescale.format
         ds = how.scaled.format if how.scaled.at == "ds" else how.ds
         total = how.delta_sum
@@ -118,7 +119,7 @@ class Backward:
 
     def recomputing(self, recipe: Recipe) -> Recipe:
         """The recipe by whose forward steps P is made (again)."""
-        if self.weights == "saved":
+        if self.weights != "recomputed":
             return recipe
         return replace(
             recipe, prescale=self.prescale, qk=self.qk, scores=self.scores, logits=self.logits,

@@ -34,8 +34,8 @@ __all__ = [
     "finished",
     "gradient_of_scores",
     "left_of_scale",
+    "normalised_weights",
     "recomputed_weights",
-    "saved_weights",
     "subtrahend",
 ]
 
@@ -84,8 +84,8 @@ def subtrahend(block: Block, lse: Tensor, how: Backward) -> Tensor:
     return lse * (log2e_in_scale(block.recipe) if block.waits else block.base)
 
 
-def saved_weights(block: Block) -> Tensor:
-    """The normalised P of whole rows that the forward pass made, as it entered PV."""
+def normalised_weights(block: Block, *, cast: bool) -> Tensor:
+    """The normalised P of whole rows that the forward pass made, before or after its `cast`."""
     recipe, total = block.recipe, block.recipe.row_sum.accumulator
     s = scores(block, slice(0, block.k.shape[-2]))
     m = s.new_full((*s.shape[:-1], 1), HIDDEN)
@@ -95,7 +95,8 @@ def saved_weights(block: Block) -> Tensor:
     p = probabilities(block, s, m.masked_fill(m == HIDDEN, 0.0))
     summed = put(p, recipe.probabilities) if recipe.row_sum.adds == "after" else p
     sums = put(row_sum(summed, total.inner), total.format, mode=total.rounding)
-    return put(normalised(block, p, s, sums), recipe.probabilities)
+    p = normalised(block, p, s, sums)
+    return put(p, recipe.probabilities) if cast else p
 
 
 def gradient_of_scores(
