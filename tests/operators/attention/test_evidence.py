@@ -8,7 +8,6 @@ from roundoff.kernels import KERNELS
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.evidence import evidence_of
 
-
 # What a recipe is known not to follow, by output.
 PARTLY = {("jax-xla", output): "beyond 768 tokens XLA leaves out the cast of dP"
           for output in ("dq", "dk")}  # fmt: skip
