@@ -116,6 +116,17 @@ def test_jax():
     assert {found.sites[n].confidence for n in expected} == {"certain"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fa2-lazy", "flashinfer", "paper-bf16"])
+def test_a_recipe_run_as_a_black_box_is_found_again(name):
+    def emulated(q, k, v):
+        return roundoff.emulate(name, q, k, v).out.to(q.dtype)
+
+    found = explain(emulated)
+    assert found.described == name
+    assert found.match == 1.0
+
+
 def test_softmax_is_explained_by_the_same_code():
     found = explain("torch-softmax", operator="softmax")
     assert found.verdict == "explained by torch"
