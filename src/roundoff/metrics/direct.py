@@ -8,6 +8,7 @@ went apart. Of each tensor there are sums over blocks of consecutive samples: of
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from roundoff.errors import UsageError
 
-__all__ = ["BLOCKS", "SKETCH", "DirectError", "Errors", "Track", "Tracks", "sketched"]
+__all__ = [
+    "BLOCKS", "SKETCH", "DirectError", "Reduced", "Sample", "Track", "Tracks", "reduced",
+    "sketched",
+]  # fmt: skip
 
 BLOCKS = 64
 """Blocks that are kept at most; when they are full, neighbours are added up in pairs."""
@@ -27,8 +31,28 @@ SKETCH = 4093
 GG = 2  # the row of <g,g> in the sums
 CHUNK = 1 << 20  # elements whose products are taken in float64 at once
 
-Errors = Mapping[str, tuple[Tensor, Tensor]]
-"""One sample: x and g of each tensor, by its name."""
+
+@dataclass(frozen=True, eq=False)
+class Reduced:
+    """One tensor of one sample: <x,x>, <x,g>, <g,g>, and x or its sketch (empty: none is kept)."""
+
+    dots: Tensor
+    sketch: Tensor
+
+
+def reduced(x: Tensor, g: Tensor, *, sketch: bool = True) -> Reduced:
+    """Reduce an error x and a gradient g, of one shape; nothing is fetched from the device.
+
+    >>> reduced(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 2.0])).dots.tolist()
+    [1.0, 2.0, 8.0]
+    """
+    x, g = (t.detach().flatten().float() for t in (x, g))
+    dots = torch.stack([_dot(x, x), _dot(x, g), _dot(g, g)])
+    return Reduced(dots, sketched(x) if sketch else x[:0])
+
+
+Sample = Mapping[str, Reduced]
+"""All tensors of one sample, by their names."""
 
 
 @dataclass(eq=False)
@@ -45,25 +69,21 @@ class Track:
     nonfinite: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, *, sketch: bool = True) -> Track:
-        """An empty track for tensors such as x, on its device."""
-        length = min(x.numel(), SKETCH) if sketch else 0
+    def like(cls, one: Reduced) -> Track:
+        """An empty track for such a tensor, on its device."""
+        device = one.dots.device
         return cls(
-            torch.zeros(3, BLOCKS, dtype=torch.float64, device=x.device),
-            torch.zeros(BLOCKS, length, device=x.device),
-            torch.zeros(2, dtype=torch.long, device=x.device),
+            torch.zeros(3, BLOCKS, dtype=torch.float64, device=device),
+            torch.zeros(BLOCKS, one.sketch.numel(), device=device),
+            torch.zeros(2, dtype=torch.long, device=device),
         )
 
-    def add(self, block: int, x: Tensor, g: Tensor) -> None:
+    def add(self, block: int, one: Reduced) -> None:
         """Take in a sample; nothing is fetched from the device."""
-        x, g = (t.detach().flatten().float() for t in (x, g))
-        dots = torch.stack([_dot(x, x), _dot(x, g), _dot(g, g)])
-        finite = dots.isfinite().all()
-        steady = dots[GG].isfinite()
+        finite, steady = one.dots.isfinite().all(), one.dots[GG].isfinite()
         self.nonfinite += torch.stack([steady & ~finite, ~steady])
-        self.sums[:, block] += torch.where(finite, dots, 0.0)
-        if self.sketch.shape[1]:
-            self.sketch[block] += torch.where(finite, sketched(x), 0.0)
+        self.sums[:, block] += torch.where(finite, one.dots, 0.0)
+        self.sketch[block] += torch.where(finite, one.sketch, 0.0)
 
     def halve(self) -> None:
         """Add up neighbouring blocks; the second half is free again."""
@@ -84,7 +104,6 @@ class Tracks:
     blocks run out, so that there are always between 32 and 64 of them after the first 32.
     """
 
-    sketch: bool = True
     samples: int = 0
     length: int = 1
     of: dict[str, Track] = field(default_factory=dict[str, Track])
@@ -94,19 +113,19 @@ class Tracks:
         """How many blocks hold something."""
         return -(-self.samples // self.length)
 
-    def add(self, errors: Errors) -> None:
+    def add(self, sample: Sample) -> None:
         """Take in one sample of all tensors. `UsageError` if they are not those of the first."""
-        if self.samples and errors.keys() != self.of.keys():
-            odd = ", ".join(sorted(errors.keys() ^ self.of.keys()))
+        if self.samples and sample.keys() != self.of.keys():
+            odd = ", ".join(sorted(sample.keys() ^ self.of.keys()))
             raise UsageError(f"every sample needs the same tensors; not in all of them: {odd}")
         if self.samples == BLOCKS * self.length:
             self.length *= 2
             for track in self.of.values():
                 track.halve()
-        for name, (x, g) in errors.items():
+        for name, one in sample.items():
             if name not in self.of:
-                self.of[name] = Track.of(x, sketch=self.sketch)
-            self.of[name].add(self.samples // self.length, x, g)
+                self.of[name] = Track.like(one)
+            self.of[name].add(self.samples // self.length, one)
         self.samples += 1
 
     def sums(self, name: str) -> Tensor:
@@ -126,22 +145,19 @@ class DirectError:
     `plain` are samples at the baseline's own weights. `redrawn` are samples at weights whose low
     bits were drawn anew, for baseline and candidate alike: an error that only looks steady since
     the weights hardly move (their own rounding, at a low learning rate) changes its sign there,
-    a bias does not. `rescaled` counts samples that were given up since the loss changed scale.
+    a bias does not. `given_up` counts samples that came to nothing: the loss changed its
+    scale, or no backward pass followed.
 
     >>> g, error = torch.tensor([3.0, 4.0]), DirectError()
     >>> for _ in range(100):
-    ...     error.add({"w": (-0.01 * g, g)})
+    ...     error.plain.add({"w": reduced(-0.01 * g, g)})
     >>> error.plain.samples, error.plain.blocks, error.plain.length
     (100, 50, 2)
     """
 
     plain: Tracks = field(default_factory=Tracks)
-    redrawn: Tracks = field(default_factory=lambda: Tracks(sketch=False))
-    rescaled: int = 0
-
-    def add(self, errors: Errors, *, redrawn: bool = False) -> None:
-        """Take in one sample: x and g of each tensor, of any shape and float dtype."""
-        (self.redrawn if redrawn else self.plain).add(errors)
+    redrawn: Tracks = field(default_factory=Tracks)
+    given_up: int = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that it holds, by name: what `merge` adds up and a resumed run restores."""
@@ -151,6 +167,10 @@ class DirectError:
             for name, track in tracks.of.items()
             for part, tensor in zip(("sums", "sketch", "nonfinite"), track.tensors(), strict=True)
         }
+
+    def copied(self) -> DirectError:
+        """A copy that shares no tensor with this one."""
+        return copy.deepcopy(self)
 
     def merge(self, other: DirectError) -> None:
         """Take in the samples of another worker, which were taken at the same steps.
@@ -162,13 +182,13 @@ class DirectError:
             raise UsageError("workers of one run must sample the same tensors at the same steps")
         for name, tensor in mine.items():
             tensor.add_(its[name])
-        self.rescaled += other.rescaled
+        self.given_up += other.given_up
 
     def clocks(self) -> dict[str, int]:
         """The counters, as plain numbers."""
         kinds = (("plain", self.plain), ("redrawn", self.redrawn))
         clocks = {f"{kind}_{n}": getattr(t, n) for kind, t in kinds for n in ("samples", "length")}
-        return clocks | {"rescaled": self.rescaled}
+        return clocks | {"given_up": self.given_up}
 
 
 def sketched(x: Tensor) -> Tensor:

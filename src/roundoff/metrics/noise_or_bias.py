@@ -75,7 +75,7 @@ class Judgement:
     samples: int
     blocks: int
     redrawn: int
-    rescaled: int
+    given_up: int
     alpha: float
 
     def __str__(self) -> str:
@@ -161,10 +161,12 @@ def judge(error: DirectError, *, alpha: float = ALPHA) -> Judgement:
 
     `UsageError` without a single sample.
 
+    >>> from roundoff.metrics.direct import reduced
     >>> g = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
     >>> error = DirectError()
     >>> for t in range(200):
-    ...     error.add({"w": (-1e-3 * g[t], g[t])}, redrawn=t % 5 == 4)
+    ...     tracks = error.redrawn if t % 5 == 4 else error.plain
+    ...     tracks.add({"w": reduced(-1e-3 * g[t], g[t])})
     >>> judge(error).verdict
     'biased'
     """
@@ -188,7 +190,7 @@ def judge(error: DirectError, *, alpha: float = ALPHA) -> Judgement:
         samples=error.plain.samples,
         blocks=error.plain.blocks,
         redrawn=error.redrawn.samples,
-        rescaled=error.rescaled,
+        given_up=error.given_up,
         alpha=alpha,
     )
 
