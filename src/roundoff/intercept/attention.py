@@ -216,7 +216,8 @@ class _Run:
         kernel, way = self.kernel, "backward" if "dout" in problem.inputs else "forward"
         if reason := kernel.refuses(problem):
             raise UnsupportedError(f"kernel {kernel.name!r} does not take {reason}")
-        with self._calling():
+        # A kernel of another layout turns its inputs when it is bound, where autograd must see it.
+        with self._calling(), torch.set_grad_enabled(way == "backward"):
             call = kernel.bind(problem)
             if way in self.proved or _profiled():
                 return call()
