@@ -190,6 +190,18 @@ class DirectError:
         clocks = {f"{kind}_{n}": getattr(t, n) for kind, t in kinds for n in ("samples", "length")}
         return clocks | {"given_up": self.given_up}
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], clocks: Mapping[str, int]) -> DirectError:
+        """The direct error whose `tensors()` and `clocks()` these are."""
+        error = cls(given_up=clocks["given_up"])
+        for kind, tracks in (("plain", error.plain), ("redrawn", error.redrawn)):
+            tracks.samples, tracks.length = clocks[f"{kind}_samples"], clocks[f"{kind}_length"]
+            start = f"{kind}/sums/"
+            for name in (n.removeprefix(start) for n in tensors if n.startswith(start)):
+                parts = (tensors[f"{kind}/{p}/{name}"] for p in ("sums", "sketch", "nonfinite"))
+                tracks.of[name] = Track(*parts)
+        return error
+
 
 def sketched(x: Tensor) -> Tensor:
     """A linear image of a flat x, of length min(len(x), SKETCH), that keeps inner products.

@@ -35,6 +35,8 @@ FAR = 2.0
 
 Gradients = dict[str, Tensor]
 LossOf = Callable[[nn.Module], Tensor]
+Kept = tuple[Gradients, Gradients | None]
+"""A candidate's gradients, and at redrawn weights the baseline's there; both of the loss itself."""
 
 
 @dataclass(eq=False)
@@ -56,7 +58,8 @@ class _Pending:
 class Shadow:
     """The direct errors of some candidates along the training of `model`; see `shadow`.
 
-    `errors` holds what was seen of each so far, on this process.
+    `errors` holds what was seen of each so far, on this process. With `keep`, `kept_gradients` has
+    the gradients of the last call's sample, if it was one.
     """
 
     def __init__(
@@ -67,13 +70,15 @@ class Shadow:
         baseline: Variant = AS_IT_IS,
         every: int = 1,
         seed: int = 0,
+        keep: bool = False,
     ) -> None:
         if every < 1:
             raise UsageError(f"every is {every}; expected a number of calls, at least 1")
         self.model, self._inner = model, _unwrapped(model)
         _refuse_sharded(self._inner)
         self.baseline, self.candidates = baseline, dict(candidates)
-        self.every, self.seed = every, seed
+        self.every, self.seed, self.keep = every, seed, keep
+        self.kept_gradients: dict[str, Kept] = {}
         self.errors = {name: DirectError() for name in candidates}
         self.calls, self.kept = 0, KEPT
         self._scale: float | Tensor = 1.0
@@ -97,7 +102,7 @@ class Shadow:
     ) -> bool | None:
         """Take in the last sample, and be gone."""
         if kind is None:
-            self._settle()
+            self.settle()
         return self._open.__exit__(kind, error, trace)
 
     def __call__(self, loss_of: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
@@ -106,7 +111,8 @@ class Shadow:
         Every `every`-th call is sampled. `loss_of` must compute all of the loss from the model
         that it is given, and may be called up to three times for one batch.
         """
-        self._settle()
+        self.settle()
+        self.kept_gradients.clear()
         if self.calls % self.every == 0:
             self._sample(lambda model: loss_of(model, *args, **options))
         self.calls += 1
@@ -121,9 +127,20 @@ class Shadow:
         Under `torch.distributed` every process must call it, and gets the same answer.
         `UsageError` before the first sample.
         """
-        self._settle()
+        self.settle()
         name = next(iter(self.errors)) if candidate is None else candidate
         return judge(_of_all_processes(self.errors[name]), alpha=alpha)
+
+    def counters(self) -> dict[str, float]:
+        """What it knows besides `errors`, between two calls; `resume` takes it."""
+        self.settle()
+        return {"calls": self.calls, "kept": self.kept, "scale": float(self._scale)}
+
+    def resume(self, counters: Mapping[str, float], errors: Mapping[str, DirectError]) -> None:
+        """Go on where another shadow of the same run was."""
+        self.calls, self.kept = int(counters["calls"]), int(counters["kept"])
+        self._scale = counters["scale"]
+        self.errors = dict(errors)
 
     def _sample(self, loss_of: LossOf) -> None:
         self._scale = float(self._scale)
@@ -136,17 +153,26 @@ class Shadow:
             return
         for name, way in self.candidates.items():
             self._pending.candidates[name] = self._gradients(way, loss_of)
+            self._keep(name, self._pending.candidates[name], None)
 
     def _sample_redrawn(self, pending: _Pending, loss_of: LossOf) -> None:
         pending.there = self._gradients(AS_IT_IS, loss_of)
         for name, way in self.candidates.items():
             c, scale = self._gradients(way, loss_of), pending.scale
+            self._keep(name, c, pending.there)
             sample = {
                 n: _reduced(c.get(n), pending.there.get(n), w, scale, sketch=False)
                 for n, w in self._weights.items()
             }
             self.errors[name].redrawn.add(sample)
             pending.size = max(pending.size, sum(float(r.dots[0]) for r in sample.values()))
+
+    def _keep(self, name: str, c: Gradients, there: Gradients | None) -> None:
+        if self.keep:
+            self.kept_gradients[name] = self._unscaled(c), there and self._unscaled(there)
+
+    def _unscaled(self, gradients: Gradients) -> Gradients:
+        return {name: g / float(self._scale) for name, g in gradients.items()}
 
     def _gradients(self, way: Variant, loss_of: LossOf) -> Gradients:
         """The gradients of the scaled loss under `way`, with nothing of the training touched."""
@@ -188,8 +214,8 @@ class Shadow:
             for candidate, gradients in pending.candidates.items()
         }
 
-    def _settle(self) -> None:
-        """Take in the sample whose backward pass has ended."""
+    def settle(self) -> None:
+        """Take in the sample whose backward pass has ended; the next call does so by itself."""
         pending, self._pending = self._pending, None
         if pending is None:
             return

@@ -37,15 +37,25 @@ Patch = Callable[[nn.Module], Any]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+Entered = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+
+
 @dataclass(frozen=True)
 class Variant:
-    """A named way to run a model: `entered(model)` is a context that gives the model to call."""
+    """A named way to run a model.
+
+    `entered(model)` is a context that gives the model to call, and leaves `model` as it is.
+    `trained(model)` is one for a model that trains under the variant from now on; it may change it.
+    One that `is_attention` takes the place of another attention.
+    """
 
     name: str
-    entered: Callable[[nn.Module], AbstractContextManager[nn.Module]]
+    entered: Entered
+    trained: Entered
+    is_attention: bool = False
 
 
-AS_IT_IS = Variant("as it is", contextlib.nullcontext)
+AS_IT_IS = Variant("as it is", contextlib.nullcontext, contextlib.nullcontext)
 
 
 Way = Variant | Patch | AttentionFunction | str | None
@@ -76,42 +86,61 @@ def attended(attention: AttentionFunction | str) -> Variant:
         with swapped(model, attention):
             yield model
 
-    return Variant(name, entered)
+    return Variant(name, entered, entered, is_attention=True)
 
 
 def autocast(format: str) -> Variant:
-    """Torch's autocast to `bf16` or `fp16`; the weights stay as they are."""
-    if format not in AUTOCAST:
-        raise UsageError(f"autocast to {format!r}; expected {' or '.join(AUTOCAST)}")
+    """Torch's autocast to `bf16` or `fp16`, or off for `fp32`; the weights stay as they are."""
+    if format not in (*AUTOCAST, "fp32"):
+        raise UsageError(f"autocast to {format!r}; expected {', '.join(AUTOCAST)} or fp32")
 
     @contextlib.contextmanager
     def entered(model: nn.Module) -> Generator[nn.Module]:
         device = next(model.parameters()).device.type
-        with torch.autocast(device, AUTOCAST[format]):
+        with torch.autocast(device, AUTOCAST.get(format), enabled=format in AUTOCAST):
             yield model
 
-    return Variant(format, entered)
+    return Variant(format, entered, entered)
 
 
 def patched(patch: Patch, name: str | None = None) -> Variant:
     """A copy of the model that `patch` has changed, given the model's weights at every entry.
 
-    Errors: `KernelError` where the patched copy has no parameters of the model's names and shapes.
+    A model that trains under it is changed itself, and keeps its parameters.
+
+    Errors: `KernelError` where the patched copy has no parameters of the model's names and shapes,
+    and where the patch gives a model in training other parameters, which its optimizer has not.
     """
     copies: dict[int, tuple[nn.Module, nn.Module]] = {}
 
     @contextlib.contextmanager
     def entered(model: nn.Module) -> Generator[nn.Module]:
         if id(model) not in copies:
-            own = copy.deepcopy(model)
-            changed = patch(own)
-            copies[id(model)] = model, changed if isinstance(changed, nn.Module) else own
+            copies[id(model)] = model, _result(patch, copy.deepcopy(model))
         twin = copies[id(model)][1]
         twin.train(model.training)
         _copy_weights(model, twin)
         yield twin
 
-    return Variant(name or getattr(patch, "__name__", "patched"), entered)
+    @contextlib.contextmanager
+    def trained(model: nn.Module) -> Generator[nn.Module]:
+        before = {id(p): n for n, p in parameters(model).items()}
+        changed = _result(patch, model)
+        lost = [before[i] for i in before.keys() - {id(p) for p in changed.parameters()}]
+        if lost:
+            raise KernelError(
+                f"the patch replaced {lost[0]} and {len(lost) - 1} more parameters, which the "
+                "optimizer has; let it keep the model's own parameters"
+            )
+        yield changed
+
+    return Variant(name or getattr(patch, "__name__", "patched"), entered, trained)
+
+
+def _result(patch: Patch, model: nn.Module) -> nn.Module:
+    """The patched model: what the patch returns, or the model itself, changed."""
+    returned = patch(model)
+    return returned if isinstance(returned, nn.Module) else model
 
 
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:
