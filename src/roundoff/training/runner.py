@@ -83,7 +83,8 @@ class Runner:
                 loss = (
                     task.loss(self.model, batch) if loss_of is None else loss_of(task.loss, batch)
                 )
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
+            scaled.backward()
         if self.scaler is not None:
             self.scaler.unscale_(task.optimizer)
         return {"loss": loss.item(), "grad_norm": self._norm()}
@@ -151,10 +152,6 @@ class Runner:
         scaler: Any = None if trunk.scaler is None else torch.amp.GradScaler(self.device)
         task = self.task
         trunk.capture(0).restore(task.model, task.optimizer, task.scheduler, scaler)
-
-
-def _run_backward(loss: Any) -> None:
-    loss.backward()
 
 
 def _order(steps: int, seed: int) -> list[int]:

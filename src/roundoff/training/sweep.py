@@ -124,11 +124,11 @@ def _teller(path: Path) -> Callable[[int], None]:
 @contextlib.contextmanager
 def _counting(run: Run, experiment: Experiment, tell: Callable[[int], None]) -> Generator[None]:
     """Tell the steps taken so far, from the files of the workers, until the block ends."""
-    ids = list(experiment.all_repeats())
+    ids, reader = list(experiment.all_repeats()), Run.open(run.path)
     over = threading.Event()
 
     def count() -> int:
-        done = run.finished_ids()
+        done = reader.finished_ids()
         return sum(
             experiment.steps if i in done else _steps(run.path / STATE / i / PROGRESS) for i in ids
         )
