@@ -34,6 +34,7 @@ LOGS = ("log", "distances", "tensors")
 
 def save_state(lab: Lab, folder: Path) -> None:
     """Write the state between two steps; a `RunError` where the disk refuses."""
+    lab.shadow.settle()
     part, whole = folder / "part", folder / f"step-{lab.step}"
     with disk_errors("write the state in", folder):
         shutil.rmtree(part, ignore_errors=True)
@@ -43,6 +44,7 @@ def save_state(lab: Lab, folder: Path) -> None:
         library: Any = safetensors.torch
         library.save_file(_direct(lab), part / "direct.safetensors")
         notes = {name: getattr(lab, name) for name in LOGS} | {
+            "direct": list(_direct(lab)),  # safetensors sorts what it is given
             "shadow": lab.shadow.counters(),
             "clocks": {name: error.clocks() for name, error in lab.errors.items()},
         }
@@ -71,7 +73,8 @@ def _load(lab: Lab, place: Path) -> None:
     for name, runner in lab.everyone.items():
         runner.restore(Snapshot.load(place / _file(name)))
     library: Any = safetensors.torch
-    tensors: dict[str, Tensor] = library.load_file(place / "direct.safetensors")
+    held: dict[str, Tensor] = library.load_file(place / "direct.safetensors")
+    tensors = {name: held[name] for name in notes["direct"]}
     errors = {
         name: DirectError.of(
             {t.partition("|")[2]: x for t, x in tensors.items() if t.startswith(f"{name}|")}, clocks

@@ -132,8 +132,7 @@ class Shadow:
         return judge(_of_all_processes(self.errors[name]), alpha=alpha)
 
     def counters(self) -> dict[str, float]:
-        """What it knows besides `errors`, between two calls; `resume` takes it."""
-        self.settle()
+        """What it knows besides `errors`, once settled; `resume` takes it."""
         return {"calls": self.calls, "kept": self.kept, "scale": float(self._scale)}
 
     def resume(self, counters: Mapping[str, float], errors: Mapping[str, DirectError]) -> None:
