@@ -20,7 +20,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from roundoff.registry import Registry, is_installed
 
-__all__ = ["WORKLOADS", "Task", "Workload", "generator_of", "needs", "seeded"]
+__all__ = ["WORKLOADS", "Pictures", "Task", "Workload", "generator_of", "needs", "seeded"]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Grey images [n, height, width] in [0, 1], and what each should show."""
+
+    images: Tensor
+    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
