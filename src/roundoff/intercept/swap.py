@@ -97,8 +97,22 @@ def _counted(attention: AttentionFunction, calls: Calls) -> Attend:
 
 
 class _Running(threading.local):
+    """The attention of the modules that run; without torch's fused encoder layer for inference."""
+
     def __init__(self) -> None:
         self.stack: list[Attend | None] = []
+        self.fast_path = True
+
+    def enter(self, attend: Attend) -> None:
+        if not self.stack:
+            self.fast_path = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        self.stack.append(attend)
+
+    def leave(self) -> None:
+        self.stack.pop()
+        if not self.stack:
+            torch.backends.mha.set_fastpath_enabled(self.fast_path)
 
 
 _RUNNING = _Running()
@@ -147,11 +161,11 @@ def _torch_door(model: nn.Module, attend: Attend, covered: set[nn.Module]) -> Ge
 
     @_uncompiled
     def enter(*_: Any) -> None:
-        _RUNNING.stack.append(attend)
+        _RUNNING.enter(attend)
 
     @_uncompiled
     def leave(*_: Any) -> None:
-        _RUNNING.stack.pop()
+        _RUNNING.leave()
 
     hooks: list[Any] = []
     key = object()
