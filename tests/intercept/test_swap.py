@@ -206,7 +206,8 @@ class TestDoors:
             grads = gradients(model, call())
         with swapped(model, "fa2@bf16") as calls:
             if text:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                old = model.gradient_checkpointing_enable
+                getattr(model, "activation_checkpointing_enable", old)()
                 model.train()
                 again = gradients(model, call())
             else:
@@ -214,7 +215,8 @@ class TestDoors:
         assert calls.count == (4 if text else 2)
         assert same(grads, again)
 
-    @pytest.mark.slow
+    # torch's own, where a graph breaks
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("kind", ["plain", "text", "in place", "outside"])
     def test_compiled_models(self, kind):
         """A wrapper, one of transformers, compiled in place; and one that is compiled around."""
@@ -222,9 +224,9 @@ class TestDoors:
             Plain(is_causal=True), draw(2, 8, 16))  # fmt: skip
         with swapped(model, "fa2@bf16"):
             eager = model(x)
-        compiled = model if kind == "in place" else torch.compile(model)
+        compiled = model if kind == "in place" else torch.compile(model, backend="eager")
         if kind == "in place":
-            model.compile()
+            model.compile(backend="eager")
 
         def run():
             out = compiled(x)

@@ -139,5 +139,5 @@ def test_a_function_that_raises(tmp_path):
     path.write_text("def build(): return 1 / 0\ndef more(x): pass\n")
     with pytest.raises(UsageError, match="raised ZeroDivisionError: division by zero"):
         load_workload(f"{path}:build").build(0, 0)
-    with pytest.raises(UsageError, match="raised TypeError: .* missing 1 required"):
+    with pytest.raises(UsageError, match=r"raised TypeError: .* missing 1 required"):
         load_workload(f"{path}:more").build(0, 0)
