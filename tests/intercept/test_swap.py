@@ -215,7 +215,8 @@ class TestDoors:
         assert calls.count == (4 if text else 2)
         assert same(grads, again)
 
-    # torch's own, where a graph breaks
+    @pytest.mark.slow
+    # The warning is torch's own, where a graph breaks.
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
     @pytest.mark.parametrize("kind", ["plain", "text", "in place", "outside"])
     def test_compiled_models(self, kind):
@@ -268,6 +269,29 @@ class TestNothingLeaks:
         assert functional.scaled_dot_product_attention is TORCH
         assert not model._forward_hooks
         assert torch.equal(model(x), plain)
+
+    def test_of_two_for_one_model_the_inner_holds(self):
+        model, x = Plain(is_causal=True), draw(2, 8, 16)
+        with swapped(model, "fa2@bf16") as outer:
+            coarse = model(x)
+            with swapped(model, "fa2") as inner:
+                fine = model(x)
+            assert torch.equal(model(x), coarse)
+        assert (outer.count, inner.count) == (2, 1)
+        assert not torch.equal(fine, coarse)
+
+    def test_a_hook_of_the_users_that_fails(self):
+        model, x = Plain(), draw(1, 4, 16)
+        hook = model.last.register_forward_pre_hook(lambda *_: 1 / 0)
+        with swapped(model, "fa2@bf16") as calls:
+            with pytest.raises(ZeroDivisionError):
+                model(x)
+            hook.remove()
+            found, q = model(x), draw(1, 1, 8, 8)
+            assert torch.equal(functional.scaled_dot_product_attention(q, q, q), TORCH(q, q, q))
+        assert calls.count == 2
+        assert (found - model(x)).abs().max() > 0
+        assert torch.backends.mha.get_fastpath_enabled()
 
     def test_outside_of_the_model_torch_is_torch(self):
         model, q = Plain(), draw(1, 1, 8, 8)
