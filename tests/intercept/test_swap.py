@@ -154,6 +154,95 @@ class TestDoors:
             assert torch.equal(second(input_ids=ids).logits, plain)
         assert calls.count == 2
 
+    def test_diffusers_processors(self):
+        pytest.importorskip("diffusers")
+        from diffusers.models.attention_processor import Attention, AttnProcessor
+
+        model = Attention(16, heads=2, dim_head=8, processor=AttnProcessor())
+        x = draw(2, 6, 16)
+        plain, processor = model(x), model.processor
+        with swapped(model, "fa2") as calls:
+            found = model(x)
+        assert calls.count == 1
+        assert model.processor is processor
+        torch.testing.assert_close(found, plain)
+
+    def test_diffusers_back_ends(self):
+        pytest.importorskip("diffusers")
+        from diffusers.models.transformers.transformer_flux import FluxAttention
+
+        model = FluxAttention(16, heads=2, dim_head=8)
+        model.processor._attention_backend = "_native_math"
+        x = draw(2, 6, 16)
+        plain = model(x)
+        with swapped(model, "fa2@bf16") as calls:
+            found = model(x)
+        assert calls.count == 1
+        assert model.processor._attention_backend == "_native_math"
+        assert 0 < (found - plain).abs().max() < 2**-6
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_torchs_own_encoder_has_no_way_around(self, training):
+        layer = nn.TransformerEncoderLayer(16, 2, dropout=0.0, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
+        x = draw(2, 6, 16)
+        with torch.set_grad_enabled(training), swapped(model, "fa2@bf16") as calls:
+            found = model(x)
+            (again, *_), events = spy(lambda: [model(x)])
+        assert calls.count == 4
+        assert torch.equal(found, again)
+        assert not {*KERNELS.values(), "aten::_transformer_encoder_layer_fwd"} & set(events)
+        assert torch.backends.mha.get_fastpath_enabled()
+
+    @pytest.mark.parametrize("make", [lambda: Plain(is_causal=True), llama])
+    def test_checkpoints_run_again_under_the_same_attention(self, make):
+        from torch.utils.checkpoint import checkpoint
+
+        model = make()
+        text = hasattr(model, "config")
+        x = torch.arange(12)[None] if text else draw(2, 8, 16)
+        call = (lambda: model(x).logits) if text else lambda: model(x)
+        with swapped(model, "fa2@bf16"):
+            grads = gradients(model, call())
+        with swapped(model, "fa2@bf16") as calls:
+            if text:
+                old = model.gradient_checkpointing_enable
+                getattr(model, "activation_checkpointing_enable", old)()
+                model.train()
+                again = gradients(model, call())
+            else:
+                again = gradients(model, checkpoint(model, x, use_reentrant=False))
+        assert calls.count == (4 if text else 2)
+        assert same(grads, again)
+
+    @pytest.mark.slow
+    # The warning is torch's own, where a graph breaks.
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+    @pytest.mark.parametrize("kind", ["plain", "text", "in place", "outside"])
+    def test_compiled_models(self, kind):
+        """A wrapper, one of transformers, compiled in place; and one that is compiled around."""
+        model, x = (llama(), torch.arange(12)[None]) if kind == "text" else (
+            Plain(is_causal=True), draw(2, 8, 16))  # fmt: skip
+        with swapped(model, "fa2@bf16"):
+            eager = model(x)
+        compiled = model if kind == "in place" else torch.compile(model, backend="eager")
+        if kind == "in place":
+            model.compile(backend="eager")
+
+        def run():
+            out = compiled(x)
+            return out.logits if kind == "text" else out
+
+        eager = eager.logits if kind == "text" else eager
+        before = run()
+        with swapped(model if kind == "outside" else compiled, "fa2@bf16") as calls:
+            found = run()
+            run().sum().backward()
+        assert calls.count == (4 if kind == "text" else 2)
+        torch.testing.assert_close(found, eager, rtol=0, atol=2**-20)
+        assert (found - before).abs().max() > 2**-16
+        assert torch.equal(run(), before)
+
 
 class TestNothingLeaks:
     def test_arms_that_alternate(self):
@@ -180,6 +269,29 @@ class TestNothingLeaks:
         assert functional.scaled_dot_product_attention is TORCH
         assert not model._forward_hooks
         assert torch.equal(model(x), plain)
+
+    def test_of_two_for_one_model_the_inner_holds(self):
+        model, x = Plain(is_causal=True), draw(2, 8, 16)
+        with swapped(model, "fa2@bf16") as outer:
+            coarse = model(x)
+            with swapped(model, "fa2") as inner:
+                fine = model(x)
+            assert torch.equal(model(x), coarse)
+        assert (outer.count, inner.count) == (2, 1)
+        assert not torch.equal(fine, coarse)
+
+    def test_a_hook_of_the_users_that_fails(self):
+        model, x = Plain(), draw(1, 4, 16)
+        hook = model.last.register_forward_pre_hook(lambda *_: 1 / 0)
+        with swapped(model, "fa2@bf16") as calls:
+            with pytest.raises(ZeroDivisionError):
+                model(x)
+            hook.remove()
+            found, q = model(x), draw(1, 1, 8, 8)
+            assert torch.equal(functional.scaled_dot_product_attention(q, q, q), TORCH(q, q, q))
+        assert calls.count == 2
+        assert (found - model(x)).abs().max() > 0
+        assert torch.backends.mha.get_fastpath_enabled()
 
     def test_outside_of_the_model_torch_is_torch(self):
         model, q = Plain(), draw(1, 1, 8, 8)

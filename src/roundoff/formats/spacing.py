@@ -62,6 +62,8 @@ def to_dtype(x: Tensor, format: str | Format) -> Tensor:
     format = get_format(format)
     if format.dtype is None:
         raise UnsupportedError(f"torch has no dtype for {format.name}")
+    if x.dtype == format.dtype:
+        return x
     fits = is_representable(x, format)
     if not bool(fits.all()):
         first = x[~fits][0].item()

@@ -1,1 +1,10 @@
-"""Reaching into running code: `spy` records what really ran."""
+"""Reaching into running code.
+
+    spy.py              what really ran
+    swap.py             lets the attention of a model be another
+    doors.py            where it enters: torch, transformers, diffusers
+    attention.py        the attention that a name means
+    kernel_function.py  a kernel as a function that trains
+
+Nothing stays changed when a context has ended.
+"""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from roundoff.errors import UnsupportedError, UsageError
+from roundoff.errors import RoundoffError, UnsupportedError, UsageError
 from roundoff.kernels.loading import load
 from roundoff.workloads.protocol import WORKLOADS, Task, Workload, seeded
 
@@ -33,6 +33,11 @@ def load_workload(name: str) -> Workload:
 
     Errors: `UsageError` for what cannot be imported or returns something else; `UnsupportedError`
     for a workload that cannot run here.
+
+    >>> load_workload("txt")
+    Traceback (most recent call last):
+    ...
+    roundoff.errors.UnknownNameError: unknown workload 'txt'; did you mean 'text'?
     """
     if ":" in name:
         function = load(name).function
@@ -51,8 +56,14 @@ def _nothing() -> None:
 def _task(place: str, function: Callable[..., Any], init_seed: int, data_seed: int) -> Task:
     known = inspect.signature(function).parameters
     given = dict(zip(SEEDS, (init_seed, data_seed), strict=True))
-    with seeded(init_seed):
-        made: Any = function(**{n: v for n, v in given.items() if n in known})
+    try:
+        with seeded(init_seed):
+            made: Any = function(**{n: v for n, v in given.items() if n in known})
+    except RoundoffError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UsageError(f"{place} raised {type(error).__name__}: {first}") from error
     if isinstance(made, Task):
         return made
     parts = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
@@ -64,8 +75,8 @@ def _task(place: str, function: Callable[..., Any], init_seed: int, data_seed: i
         )
     model, optimizer, batches = parts[:3]
     loss: Any = parts[3]
-    _check(place, "model", model, nn.Module)
-    _check(place, "optimizer", optimizer, Optimizer)
+    _check(place, "a model", model, nn.Module)
+    _check(place, "an optimizer", optimizer, Optimizer)
     if not callable(loss):
         raise UsageError(f"{place} returned a loss of type {type(loss).__name__}; "
                          "expected a function of (model, batch)")  # fmt: skip
@@ -76,7 +87,7 @@ def _task(place: str, function: Callable[..., Any], init_seed: int, data_seed: i
 def _check(place: str, what: str, value: Any, kind: type) -> None:
     if not isinstance(value, kind):
         raise UsageError(
-            f"{place} returned a {what} of type {type(value).__name__}; "
+            f"{place} returned {what} of type {type(value).__name__}; "
             f"expected a {kind.__module__.partition('.')[0]} {kind.__name__}"
         )
 
