@@ -29,8 +29,8 @@ ALL_BITS = 0.9998
 """The mean share of bits that ends the search."""
 HOPELESS = 0.8
 """A kernel of whose bits no more is found from a plain start is not in the space."""
-FIRST = "exponent", "weights"
-"""The groups whose probes rank the starts."""
+FIRST = 2
+"""So many groups of questions, those that are seen most easily, rank the starts."""
 ENOUGH = 8
 """Elements that must speak for an answer before it is certain."""
 CLEAR = 0.9
@@ -221,8 +221,9 @@ def _asked(
 def _best(search: Search) -> Any:
     """The best end of a climb: from the recipes of the catalogue that start best, and from a
     plain one; the first that gives all bits ends it."""
+    easiest = search.groups()[:FIRST]
     known = [search.settled(recipe) for recipe in search.operator.recipes.values()]
-    first, *others = sorted(known, key=lambda r: search.score(r, FIRST), reverse=True)[:STARTS]
+    first, *others = sorted(known, key=lambda r: search.score(r, easiest), reverse=True)[:STARTS]
     plain = search.settled(type(first)(name="plain", doc=""))
     found: list[Any] = []
     for start in (first, plain, *others):
