@@ -51,7 +51,7 @@ BAD = {
     "--kernel nowhere.py:f": "cannot import 'nowhere.py'",
     "--kernel no_module_of_ours:f": "No module named 'no_module_of_ours'",
     "--kernel user.py:goood": "unknown function of user.py 'goood'; did you mean 'good'",
-    "--kernel broken.py:f": "cannot import 'broken.py' for the kernel 'broken.py:f': SyntaxError",
+    "--kernel broken.py:f": "cannot import 'broken.py' for 'broken.py:f': SyntaxError",
     "nowhere.toml": "cannot read the plan 'nowhere.toml': No such file",
     "broken.py": "is no TOML",
     "bad.toml": "bad.toml is no plan: sweep.0.baseline: unknown kernel 'torch-mth'",

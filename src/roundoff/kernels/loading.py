@@ -40,7 +40,9 @@ def load(place: str) -> Loaded:
     """The function at `place`; one process loads it once, and sees no later edit."""
     where, _, name = place.rpartition(":")
     if not where or not name:
-        raise UsageError(f"{place!r} names no kernel; expected module:function or file.py:function")
+        raise UsageError(
+            f"{place!r} names no function; expected module:function or file.py:function"
+        )
     folder = Path(where).resolve().parent if where.endswith(".py") else Path.cwd()
     before = settings.read()
     importlib.invalidate_caches()  # the file may be younger than what Python knows of its folder
@@ -55,7 +57,7 @@ def load(place: str) -> Loaded:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"cannot import {where!r} for the kernel {place!r}: {type(error).__name__}: {error}"
+            f"cannot import {where!r} for {place!r}: {type(error).__name__}: {error}"
         ) from error
     return Loaded(name, _function(module, where, name), source, made)
 
@@ -121,5 +123,5 @@ def _check_namesakes(where: str, file: Path, folder: Path) -> None:
         if loaded and own and not is_library(Path(loaded)) and Path(loaded).resolve() != own:
             raise UsageError(
                 f"{where} imports {name!r} from {own}, but {loaded} of the same name is loaded "
-                "already; rename one of them, or measure the two kernels in separate commands"
+                "already; rename one of them, or measure the two in separate commands"
             )

@@ -16,7 +16,10 @@ from pathlib import Path
 
 from roundoff.errors import RunError
 
-__all__ = ["PRIVATE_PREFIX", "AppendFile", "disk_errors", "locked", "replace_file", "try_lock"]
+__all__ = [
+    "PRIVATE_PREFIX", "AppendFile", "disk_errors", "locked", "replace_file", "replacing",
+    "try_lock",
+]  # fmt: skip
 
 PRIVATE_PREFIX = ".roundoff-"  # lock and temporary files; they make no folder a run
 LOCK_SECONDS = 60.0  # how long to wait for another process's lock, held for milliseconds
@@ -99,21 +102,30 @@ class AppendFile:
             os.close(fd)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, whole."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A temporary place to write to, which is `path` once the block ends without an error.
+
+    A reader sees the old file or the new one, whole.
+    """
     temporary = path.with_name(f"{PRIVATE_PREFIX}{secrets.token_hex(4)}.tmp")
     with disk_errors("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("x", encoding="ascii") as file:
-                file.write(text)
-                file.flush()
+            yield temporary
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, whole."""
+    with replacing(path) as temporary, temporary.open("x", encoding="ascii") as file:
+        file.write(text)
 
 
 def _sync_folder(folder: Path) -> None:
