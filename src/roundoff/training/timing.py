@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundoff.intercept.attention import AttentionFunction
 from roundoff.intercept.swap import attention_function
@@ -27,6 +29,13 @@ from roundoff.workloads import load_workload
 
 __all__ = ["Times", "time_steps"]
 
+BACKENDS = {
+    "torch-math": SDPBackend.MATH,
+    "torch-cpu-flash": SDPBackend.FLASH_ATTENTION,
+    "torch-cuda-flash": SDPBackend.FLASH_ATTENTION,
+    "torch-cuda-efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "torch-cuda-cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 WARM_UP = 3
 GROUPS = 8
 """Steps are averaged in so many groups, which an interval takes for independent."""
@@ -87,7 +96,7 @@ class _Side:
         self, experiment: Experiment, name: str | None, doors: contextlib.ExitStack
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.attention = None if name is None else _recorded(attention_function(name), self.calls)
+        self.attention = None if name is None else _recorded(_native(name), self.calls)
         variant = AS_IT_IS if self.attention is None else attended(self.attention)
         self.runner = doors.enter_context(
             Runner(
@@ -145,6 +154,23 @@ def _call(compute: Callable[..., Tensor], call: tuple[Any, ...]) -> tuple[float,
     forward = time.perf_counter()
     out.backward(torch.ones_like(out))
     return forward - begun, time.perf_counter() - forward
+
+
+def _native(name: str) -> AttentionFunction:
+    """The attention of a name; torch's own without the second forward pass of `kernel_function`."""
+    if name not in BACKENDS:
+        return attention_function(name)
+
+    def compute(
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+    ) -> Tensor:
+        with sdpa_kernel(BACKENDS[name]):
+            return functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=causal, scale=scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
+
+    return AttentionFunction(name, compute)
 
 
 def _recorded(attention: AttentionFunction, calls: list[tuple[Any, ...]]) -> AttentionFunction:
