@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from roundoff.cli.running import Running
 from roundoff.cli.terminal import (
@@ -24,7 +26,7 @@ from roundoff.metrics.intervals import Interval
 from roundoff.store import Run
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
-from roundoff.training.sweep import finished, run_repeats
+from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
 from roundoff.training.verdict import (
     arms_of,
     direct_errors,
@@ -51,6 +53,8 @@ def train_command(
     sampled: int = 150,
     seed: int = 0,
     threads: int = 1,
+    long: int = 0,
+    timing: Annotated[bool, Parameter(negative="")] = False,
     report: bool = True,
     running: Running = Running(),
 ) -> int:
@@ -81,12 +85,16 @@ def train_command(
         The first seed.
     threads:
         Threads of each worker.
+    long:
+        Also one baseline run of so many steps, whose samples the report shows.
+    timing:
+        Also time a step with each candidate, in turn with the baseline's.
     report:
         Write report.html and pictures beside the results.
     """
     experiment = Experiment(
         workload, baseline, _names(candidate), _names(yardsticks),
-        format, steps, repeats, seed, sampled, threads,
+        format, steps, repeats, seed, sampled, threads, long, timing,
     )  # fmt: skip
     folder = running.output or Path("runs") / f"train-{digest(experiment.to_record())[:8]}"
     run = carry_out_training(experiment, running, folder=folder, manifest={})
@@ -109,20 +117,20 @@ def carry_out_training(
     _ = experiment.variant
     if running.shard:
         raise UsageError("--shard is not for training; give each machine a --seed of its own")
-    jobs = min((os.cpu_count() or 1) if running.jobs is None else running.jobs, experiment.repeats)
+    jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)
-    wanted = experiment.all_repeats()
-    if wanted.keys() <= run.finished_ids():
+    wanted = all_ids(experiment)
+    if wanted <= run.finished_ids():
         return run
     messages().print(_told_before(experiment, jobs, folder), style="dim", soft_wrap=True)
-    total = experiment.repeats * experiment.steps
     executor = LocalExecutor(jobs, timeout=None, threads=experiment.threads)
-    with executor, progress_bar("training, steps", total) as advance:
+    with executor, progress_bar("training, steps", total_steps(experiment)) as advance:
         run_repeats(run, experiment, executor, in_flight=jobs, tell=advance)
     for row in run.rows():
         if row["id"] in wanted and row.get("error"):
-            text = f"repeat {row['training']['repeat']} {row['status']}: {row['error']}"
+            what, number = (row["training"][name] for name in ("what", "repeat"))
+            text = f"{what} {number} {row['status']}: {row['error']}"
             messages().print(text, style="red", markup=False, soft_wrap=True)
     return run
 
@@ -160,6 +168,7 @@ def _show(
     _show_distances(records, _spread(steps, 5))
     _show_units(experiment, records, _spread(steps, 3))
     _show_direct(experiment, records)
+    _show_times(step_times(run, experiment))
     for page in pages[:1]:
         messages().print(f"report: {page}")
 
@@ -237,6 +246,26 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
     print_table("noise or bias: the direct error, without feedback", columns, rows)
 
 
+def _show_times(times: Sequence[dict[str, Any]]) -> None:
+    if not times:
+        return
+    rows: list[tuple[str, ...]] = []
+    for t in times:
+        ratio = f"{t['ratio']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"
+        sides = ((t["candidate_name"], t["candidate"], ratio), ("baseline", t["baseline"], ""))
+        rows += [(name, *_milliseconds(side), told) for name, side, told in sides]
+    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>", "ratio [95 %]>"]
+    print_table("time of a step, taken in turn (medians)", columns, rows)
+
+
+def _milliseconds(side: Mapping[str, Any]) -> tuple[str, ...]:
+    step = side["forward"] + side["backward"]
+    alone = side["attention_forward"], side["attention_backward"]
+    share = "" if None in alone else f"{100 * sum(alone) / step:.0f} %"
+    ms = (f"{1e3 * side[name]:.1f}" for name in ("forward", "backward"))
+    return *ms, share, f"{side['kept'] / 1e6:.1f}"
+
+
 def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
@@ -266,5 +295,6 @@ def _document(
         ],
         "growth": [dataclasses.asdict(g) for arm in arms_of(records) for g in growth(records, arm)],
         "direct": [dataclasses.asdict(d) for d in direct],
+        "step_times": step_times(run, experiment),
         "report": [str(page) for page in pages],
     }

@@ -11,7 +11,7 @@ from roundoff.errors import UsageError
 from roundoff.kernels.loading import load
 from roundoff.records import Environment
 from roundoff.store.json import digest
-from roundoff.training.arms import FORMATS, Arm, parse_arms, variant_named
+from roundoff.training.arms import FORMATS, Arm, parse_arm, parse_arms, variant_named
 from roundoff.training.variants import AS_IT_IS, Variant
 
 __all__ = ["Experiment", "Repeat", "logged_steps"]
@@ -26,7 +26,9 @@ class Experiment:
     """Runs of one workload: a baseline, and arms that differ from it in one thing each.
 
     `baseline` is an attention (None: the model's own), `format` what both sides are autocast
-    to. `sampled` steps of the first `steps` have their direct error taken, evenly spread.
+    to. At `sampled` of the `steps` the candidates' direct error is taken. `long` is the length of
+    one more baseline run, for a sample of what the model learns (0: none); `timed` asks for the
+    time of a step with each candidate.
     """
 
     workload: str
@@ -39,6 +41,8 @@ class Experiment:
     seed: int = 0
     sampled: int = 150
     threads: int = 1
+    long: int = 0
+    timed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before anything is written."""
@@ -81,6 +85,29 @@ class Experiment:
         repeats = [Repeat(self, number) for number in range(self.repeats)]
         return {repeat.id: repeat for repeat in repeats}
 
+    def long_id(self) -> str:
+        """The identity of the long run."""
+        kind = [self.workload, self.baseline, self.format, self.seed]
+        return self.identity({"long": self.long, "of": kind})
+
+    def timing_ids(self) -> dict[str, str]:
+        """The candidates whose steps are timed, by the identity of the timing."""
+        if not self.timed:
+            return {}
+        kind = [self.workload, self.baseline, self.format, self.seed]
+        return {
+            self.identity({"step times": name, "of": kind}): name
+            for name in self.candidates
+            if parse_arm(name).variant.is_attention
+        }
+
+    def identity(self, document: Mapping[str, Any]) -> str:
+        """The digest of a document, of users' functions by their source, and of the environment."""
+        names = [self.workload, self.baseline or "", *(arm.name for arm in self.arms)]
+        sources = {name: load(name).source for name in _functions(names)}
+        known = digest(environment(self.threads))
+        return digest({**document, "sources": sources, "environment": known})
+
     def to_record(self) -> dict[str, Any]:
         """The experiment as plain JSON data."""
         return asdict(self)
@@ -118,17 +145,11 @@ class Repeat:
         Users' functions count by their source, wherever they lie.
         """
         e = self.experiment
-        plain = replace(e, repeats=1, seed=self.seed, candidates=(), yardsticks=()).to_record()
-        names = [arm.name for arm in self.arms]
-        sources = {n: load(n).source for n in _functions([e.workload, e.baseline or "", *names])}
-        return digest(
-            {
-                "training": plain,
-                "arms": names,
-                "sources": sources,
-                "environment": digest(environment(e.threads)),
-            }
+        plain = replace(
+            e, repeats=1, seed=self.seed, candidates=(), yardsticks=(), long=0, timed=False
         )
+        arms = [[arm.name, arm.name in e.candidates] for arm in self.arms]
+        return e.identity({"training": plain.to_record(), "arms": arms})
 
 
 def environment(threads: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from roundoff.training.variants import Variant, autocast, parameters
 from roundoff.workloads import load_workload
 from roundoff.workloads.protocol import Pictures
 
-__all__ = ["BASELINE", "Lab"]
+__all__ = ["BASELINE", "Lab", "sampled"]
 
 BASELINE = Arm("baseline", "nothing")
 SECONDS = 30.0
@@ -48,7 +48,8 @@ class Lab:
         self.log: Log = {}
         self.distances: Log = {}
         self.tensors: Log = {}
-        self.updates = {arm.name: DirectError() for arm in repeat.arms if arm.is_candidate}
+        self.candidates = [a for a in repeat.arms if a.name in self.experiment.candidates]
+        self.updates = {arm.name: DirectError() for arm in self.candidates if arm.is_candidate}
 
     def run(self, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Train to the end; `tell` hears how many steps are taken."""
@@ -91,7 +92,7 @@ class Lab:
         )  # fmt: skip
 
     def _shadow(self) -> Shadow:
-        candidates = {arm.name: _as_variant(arm) for arm in self.repeat.arms if arm.is_candidate}
+        candidates = {arm.name: _as_variant(arm) for arm in self.candidates if arm.is_candidate}
         every = self.experiment.every
         return Shadow(
             self.baseline.model, candidates, every=every, seed=self.repeat.seed, keep=True
@@ -158,7 +159,7 @@ class Lab:
                 }
                 for name, error in self.shadow.errors.items()
             },
-            "sample": _sampled(self.baseline),
+            "sample": sampled(self.baseline),
             "parameters": sum(p.numel() for p in parameters(self.baseline.task.model).values()),
         }
 
@@ -182,8 +183,8 @@ def _judged(error: DirectError) -> dict[str, Any] | None:
     return dataclasses.asdict(judge(error)) if error.plain.samples else None
 
 
-def _sampled(runner: Runner) -> dict[str, Any] | None:
-    """What the baseline makes of the workload's sample, as plain data."""
+def sampled(runner: Runner) -> dict[str, Any] | None:
+    """What a model makes of its workload's sample, as plain data; None where there is none."""
     if runner.task.sample is None:
         return None
     sample = runner.task.sample(runner.task.model)
