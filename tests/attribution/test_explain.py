@@ -1,5 +1,8 @@
 """`explain` on kernels that the engine knows nothing of, and on those of torch."""
 
+import math
+import re
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -153,6 +156,20 @@ def test_an_output_that_is_cut_off_is_biased():
     found = explain(truncated)
     assert found.verdict.startswith("biased")
     assert found.residue.gain < -1e-3
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "words"),
+    [
+        (lambda out: out.index_fill(3, torch.tensor([0]), math.nan), "^broken: 2060 of 131840 "),
+        (lambda out: out.index_fill(3, torch.tensor([0]), math.inf), "^broken: 2060 of 131840 "),
+        (lambda out: out * 2, "^another result, not rounding: relative error 1; "),
+    ],
+)
+def test_what_is_no_rounded_attention_is_explained_by_nothing(spoiled, words):
+    found = explain(lambda q, k, v: spoiled(plain(q, k, v)))
+    assert re.search(words, found.verdict)
+    assert "certain" not in {site.confidence for site in found.sites.values()}
 
 
 def test_errors_that_no_recipe_has_are_sized():

@@ -197,6 +197,10 @@ def _explained(
     near, changes = _nearest(search, operator, sites, found[0])
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
     residue = measure_residue(subject, operator, recipe, format, seed, device=device)
+    if residue.another:  # the nearest recipe of another function is no finding about this one
+        sites = {
+            name: replace(site, confidence=_at_most_likely(site)) for name, site in sites.items()
+        }
     return Explanation(
         name, operator.name, format, recipe, near, changes, sites,
         {w.probe.name: search.share(at, recipe) for at, w in enumerate(found)},
@@ -241,6 +245,10 @@ def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:
     sure = all(_is_clear(s) for s in standings)
     confidence: Confidence = "undecidable" if equals else "certain" if sure else "likely"
     return SiteFinding(question.doc, question.label(recipe), confidence, equals, tuple(standings))
+
+
+def _at_most_likely(site: SiteFinding) -> Confidence:
+    return "likely" if site.confidence == "certain" else site.confidence
 
 
 def _is_clear(standing: Standing) -> bool:
