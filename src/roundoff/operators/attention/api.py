@@ -140,9 +140,9 @@ def _rows(rows: Sequence[int] | Tensor, q: Tensor) -> Tensor:
     found = torch.as_tensor(rows, dtype=torch.long, device=q.device)
     if found.ndim != 1:
         raise UsageError(f"rows {rows}: expected a sequence of row numbers, such as [3, 500]")
-    numbers: list[int] = found.tolist()  # pyright: ignore[reportUnknownMemberType]
-    if wrong := [n for n in numbers if not 0 <= n < q.shape[-2]]:
-        raise UsageError(f"row {wrong[0]}: q has {q.shape[-2]} rows, from 0 on")
+    wrong = found[(found < 0) | (found >= q.shape[-2])]
+    if wrong.numel():
+        raise UsageError(f"row {int(wrong[0])}: q has {q.shape[-2]} rows, from 0 on")
     return found
 
 
