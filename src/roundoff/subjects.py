@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,7 +102,8 @@ class KernelSubject:
 
     def _spied(self, call: Call) -> tuple[Outputs, list[str]]:
         try:
-            return spy(call)
+            with redirect_stdout(sys.stderr):  # standard output is for the command's document
+                return spy(call)
         except (RoundoffError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a SystemExit too: it must cost this cell alone

@@ -87,6 +87,22 @@ def test_causal_and_mask_together_are_refused() -> None:
         roundoff.golden(q, k, v, causal=True, mask=torch.ones(1, 1, 96, 80, dtype=torch.bool))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mask": torch.ones(3, 3)}, r"mask \(3, 3\): expected \[batch or 1, heads or 1, 8, 8\]"),
+        ({"mask": torch.ones(1, 2, 8, 7)}, "expected"),
+        ({"rows": [8]}, "row 8: q has 8 rows"),
+        ({"rows": [0, -1]}, "row -1: q has 8 rows"),
+        ({"rows": 5}, "rows 5: expected a sequence"),
+    ],
+)
+def test_masks_and_rows_that_do_not_fit_are_one_clear_line(given: dict, words: str) -> None:
+    q = torch.ones(1, 2, 8, 4)
+    with pytest.raises(UsageError, match=words):
+        roundoff.golden(q, q, q, **given)
+
+
 def test_a_scale_of_zero_is_a_scale() -> None:
     q, k, v = tensors(torch.float64)
     mean = v.repeat_interleave(2, 1).mean(2, keepdim=True).expand(1, 4, 96, 16)

@@ -1,5 +1,8 @@
 """`explain` on kernels that the engine knows nothing of, and on those of torch."""
 
+import math
+import re
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -7,12 +10,14 @@ from torch.nn.functional import scaled_dot_product_attention
 import roundoff
 from roundoff.attribution.emit import declaration, emit
 from roundoff.attribution.explain import explain
+from roundoff.attribution.residue import judge, measure_residue
 from roundoff.errors import KernelError, UnknownNameError, UsageError
 from roundoff.formats import get_format
 from roundoff.kernels.user import function_kernel
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Problem
 from roundoff.sites import Accumulator, Exponential
+from roundoff.subjects import KernelSubject
 
 from .plain import SPACE, attention_of, drawn, others
 
@@ -154,6 +159,28 @@ def test_an_output_that_is_cut_off_is_biased():
     found = explain(truncated)
     assert found.verdict.startswith("biased")
     assert found.residue.gain < -1e-3
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "words"),
+    [
+        (lambda out: out.index_fill(3, torch.tensor([0]), math.nan), "^broken: 2060 of 131840 "),
+        (lambda out: out.index_fill(3, torch.tensor([0]), math.inf), "^broken: 2060 of 131840 "),
+        (lambda out: out * 2, "^another result, not rounding: relative error 1; "),
+    ],
+)
+def test_what_is_no_rounded_attention_is_explained_by_nothing(spoiled, words):
+    kernel = function_kernel(lambda q, k, v: spoiled(plain(q, k, v)), "attention")
+    recipe = ATTENTION.recipes["torch-math"]
+    subject = KernelSubject(ATTENTION, kernel)
+    residue = measure_residue(subject, ATTENTION, recipe, get_format("bf16"), 0)
+    assert re.search(words, judge(residue, recipe.name))
+
+
+def test_nothing_is_certain_of_another_result():
+    found = explain(lambda x: 2 * x.softmax(-1), operator="softmax")
+    assert found.verdict.startswith("another result")
+    assert "certain" not in {site.confidence for site in found.sites.values()}
 
 
 def test_errors_that_no_recipe_has_are_sized():

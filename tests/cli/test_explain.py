@@ -46,6 +46,15 @@ def test_a_place_that_cannot_be_written_gives_one_line(inside, folder, option):
     assert "roundoff: cannot write taken" in err
 
 
+def test_what_a_kernel_prints_is_not_in_the_document(inside, folder):
+    (folder.path / "loud.py").write_text(
+        "def softmax(x):\n    print('here I am')\n    return x.softmax(-1)\n"
+    )
+    out, err = inside("explain", "loud.py:softmax", "--operator", "softmax", "--json")
+    assert json.loads(out)["kernel"] == "loud.py:softmax"
+    assert "here I am" in err
+
+
 def test_the_table(inside):
     out, err = inside("explain", "torch-softmax", "--operator", "softmax")
     assert out.startswith("torch-softmax in bf16: explained by torch\n")

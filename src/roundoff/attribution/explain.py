@@ -194,6 +194,10 @@ def _explained(
     near, changes = _nearest(search, sites)
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
     residue = measure_residue(subject, recipe, format, seed, device=device)
+    if residue.another:  # the nearest recipe of another function is no finding about this one
+        sites = {
+            name: replace(site, confidence=_at_most_likely(site)) for name, site in sites.items()
+        }
     return Explanation(
         name, subject.operator.name, format, recipe, near, changes, sites,
         {w.probe.name: search.share(at, recipe) for at, w in enumerate(search.witnesses)},
@@ -240,6 +244,10 @@ def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:
     sure = all(_is_clear(s) for s in standings)
     confidence: Confidence = "undecidable" if equals else "certain" if sure else "likely"
     return SiteFinding(question.doc, question.label(recipe), confidence, equals, tuple(standings))
+
+
+def _at_most_likely(site: SiteFinding) -> Confidence:
+    return "likely" if site.confidence == "certain" else site.confidence
 
 
 def _is_clear(standing: Standing) -> bool:

@@ -22,6 +22,8 @@ SURE, SLIGHT = 6.0, 1e-5
 """Standard errors beyond which a gain is no accident, and the gain up to which it is no matter."""
 FLOORS, SPARE = 3.0, 1e-4
 """A recipe may miss so many times what its order floor misses of itself, and this share beside."""
+OTHER_RESULT = 0.5
+"""Above this relative error to golden a kernel computes something else."""
 LARGER = 1.25
 """A kernel whose rmse is this many times its recipe's has errors that no recipe explains."""
 
@@ -51,7 +53,8 @@ class Residue:
     golden rounded once gives, `lift` = (match - null) / (1 - null), `order_floor` what the
     recipe keeps of its own bits when its sums run backwards. `err_ratio` is the kernel's rmse
     over the recipe's; `gain` = <d, g> / <g, g> of their difference d, with its standard error;
-    `repeats` the share of bits that a second call gives again.
+    `repeats` the share of bits that a second call gives again; `rel_l2` the kernel's own relative
+    error, and `nonfinite` its elements that are NaN or infinite where golden is not.
     """
 
     match: float
@@ -62,8 +65,25 @@ class Residue:
     gain: float
     gain_se: float
     repeats: float
+    rel_l2: float
+    nonfinite: int
     elements: int
     example: Example = field(repr=False, compare=False)
+
+    @property
+    def another(self) -> str:
+        """Why the kernel's output is no rounded attention at all; empty where it may be."""
+        if self.nonfinite:
+            return (
+                f"broken: {self.nonfinite} of {self.elements} elements are NaN or infinite where "
+                "golden is finite"
+            )
+        if self.rel_l2 > OTHER_RESULT:
+            return (
+                f"another result, not rounding: relative error {self.rel_l2:.2g}; are the layout, "
+                "the scale and the mask right?"
+            )
+        return ""
 
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -91,7 +111,8 @@ def measure_residue(
         match, null, (match - null) / (1.0 - null) if null < 1.0 else math.nan,
         _share(emulated(operator.reordered(recipe)), ours),
         theirs.rmse / mine.rmse if mine.rmse else math.nan, apart.gain, apart.gain_se,
-        _share(testify(subject, problem), kernel), kernel.numel(),
+        _share(testify(subject, problem), kernel),
+        theirs.rel_l2, theirs.nonfinite_new, kernel.numel(),
         Example(problem.inputs, golden, ours, kernel, operator.row_axes[output]),
     )  # fmt: skip
 
@@ -121,15 +142,18 @@ def judge(residue: Residue, recipe: str) -> str:
     """The verdict in words.
 
     >>> shares = {"match": 0.9999, "null": 0.7, "lift": 0.9997, "order_floor": 0.999}
-    >>> rest = {"repeats": 1.0, "elements": 10**6, "example": None}
+    >>> rest = {"repeats": 1.0, "rel_l2": 0.003, "nonfinite": 0, "elements": 10**6, "example": None}
     >>> judge(Residue(**shares, err_ratio=1.0, gain=0.0, gain_se=1e-7, **rest), "fa2")
     'explained by fa2'
     >>> judge(Residue(**shares, err_ratio=2.0, gain=-3e-3, gain_se=1e-5, **rest), "fa2")
-    'biased: beside fa2, its outputs are stretched by -0.003 (standard error 1e-05)'
+    'biased: beside fa2, its outputs are shrunk by 0.003 (standard error 1e-05)'
     """
+    if residue.another:
+        return residue.another
     if abs(residue.gain) > max(SURE * residue.gain_se, SLIGHT):
         return (
-            f"biased: beside {recipe}, its outputs are stretched by {residue.gain:.2g} "
+            f"biased: beside {recipe}, its outputs are "
+            f"{'stretched' if residue.gain > 0 else 'shrunk'} by {abs(residue.gain):.2g} "
             f"(standard error {residue.gain_se:.1g})"
         )
     if 1.0 - residue.match <= FLOORS * (1.0 - residue.order_floor) + SPARE:

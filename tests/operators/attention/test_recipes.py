@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from roundoff.errors import UsageError
 from roundoff.formats import FORMATS, Format
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
@@ -14,7 +15,7 @@ from roundoff.operators.attention.golden import golden
 from roundoff.operators.attention.operands import rotation
 from roundoff.operators.attention.recipe import Tile
 from roundoff.operators.exponentials import EXPONENTIALS
-from roundoff.sites import Quantizer, reordered
+from roundoff.sites import Quantizer, reordered, rewritten
 
 BF16 = FORMATS["bf16"]
 MASKS = ["none", "causal", "causal-lower-right", "window:5", "boolean", "additive"]
@@ -361,3 +362,9 @@ def test_recipes_of_float64_kernels_compute_in_float64(name, make_call):
     result = attend(RECIPES[name], call, FORMATS["fp64"])
     theirs = scaled_dot_product_attention(call.q, call.k, call.v, is_causal=True)
     assert (result.out - theirs).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("place", ["fma", "argument"])
+def test_torch_softmax_leaves_no_place_for_a_scale_that_waits(place):
+    with pytest.raises(UsageError, match="never applies the scale"):
+        rewritten(RECIPES["torch-math"], {"logits.scale": place, "prescale.operands": "none"})

@@ -38,7 +38,8 @@ def golden(
     or added to the scaled scores. A fully masked row gives 0 and -inf. NaN and infinity go
     through. Sampled rows cost O(rows x M x D) and are exact rows of the whole result.
 
-    Errors: `UsageError` for shapes that do not fit, or causal together with a mask.
+    Errors: `UsageError` for shapes that do not fit, rows that q has not, or causal together with
+    a mask.
 
     >>> q = torch.ones(1, 1, 4, 8)
     >>> golden(q, q, q, causal=True, rows=[0, 3]).lse.exp().round(decimals=3).tolist()
@@ -46,7 +47,7 @@ def golden(
     """
     call = _call((q, k, v), causal, mask, scale)
     if rows is not None:
-        call = replace(call, rows=torch.as_tensor(rows, dtype=torch.long, device=q.device))
+        call = replace(call, rows=_rows(rows, q))
     return float64.golden(call, condition=False)[0]
 
 
@@ -102,6 +103,7 @@ def _call(
         raise UsageError("causal and mask were both given; put the causal part into the mask")
     kind = "causal" if causal else "none"
     if mask is not None:
+        _check_mask(mask, q, k)
         kind = "boolean" if mask.dtype == torch.bool else "additive"
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     q, k, v = (x.detach().to(wide) for x in qkv)
@@ -120,6 +122,28 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise UsageError(f"{shapes}: expected one batch, and as many keys as values")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise UsageError(f"{shapes}: expected query heads to be a multiple of key heads")
+
+
+def _check_mask(mask: Tensor, q: Tensor, k: Tensor) -> None:
+    whole = *q.shape[:3], k.shape[2]
+    fits = mask.ndim == 4 and all(
+        m == n or (m == 1 and at < 2)
+        for at, (m, n) in enumerate(zip(mask.shape, whole, strict=True))
+    )
+    if not fits:
+        raise UsageError(
+            f"mask {tuple(mask.shape)}: expected [batch or 1, heads or 1, {whole[2]}, {whole[3]}]"
+        )
+
+
+def _rows(rows: Sequence[int] | Tensor, q: Tensor) -> Tensor:
+    found = torch.as_tensor(rows, dtype=torch.long, device=q.device)
+    if found.ndim != 1:
+        raise UsageError(f"rows {rows}: expected a sequence of row numbers, such as [3, 500]")
+    wrong = found[(found < 0) | (found >= q.shape[-2])]
+    if wrong.numel():
+        raise UsageError(f"row {int(wrong[0])}: q has {q.shape[-2]} rows, from 0 on")
+    return found
 
 
 def _storage(q: Tensor) -> Format:

@@ -269,6 +269,11 @@ class Recipe(Sited):
                 f"recipe {self.name!r} applies the scale {times}; logits.scale is 'before' "
                 "exactly where prescale puts it onto the operands"
             )
+        if self.row_sum.accumulator.order == "softmax" and self.logits.scale in ("fma", "argument"):
+            raise UsageError(
+                f"recipe {self.name!r} never applies the scale: torch.softmax takes S as it is; "
+                f"logits.scale is {self.logits.scale!r}, expected 'after' or 'before'"
+            )
 
     def resolved(self, storage: Format, *, head_dim: int, causal: bool) -> Recipe:
         """The recipe for one call: storage format and tile put in."""
