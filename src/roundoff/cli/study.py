@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from roundoff.bench.sweep import identified
 from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
-from roundoff.errors import UnsupportedError
+from roundoff.cli.train import carry_out_training
+from roundoff.errors import MissingLibraryError, UnsupportedError
 from roundoff.operators import OPERATORS
 from roundoff.records import SCHEMA, Cell, SubjectName, Verdict
 from roundoff.store import Run
 from roundoff.store.json import canonical
 from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
+from roundoff.studies.study import Study
 from roundoff.subjects import resolve_subject
+from roundoff.training.sweep import finished, step_times
 
 __all__ = ["study_command"]
 
@@ -30,6 +34,7 @@ def study_command(
     preset: str = "quick",
     seed: int = 0,
     dry_run: bool = False,
+    training: bool = True,
     report: bool = True,
     running: Running = Running(),
 ) -> int:
@@ -49,6 +54,8 @@ def study_command(
         The first seed of the draws.
     dry_run:
         Show the plan and its cost, and measure nothing.
+    training:
+        Also train, for the claims on training.
     report:
         Write report.html and pictures beside the results.
     """
@@ -72,6 +79,8 @@ def study_command(
         messages().print(f"{missing} of {len(records)} cells are left to the other shards")
         return 0
     verdicts = study.judge(frame(records))
+    if training:
+        verdicts += _train(study, preset, seed, folder, running)
     judged = {
         "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
         "command": command_line(), "claims": [v.to_record() for v in verdicts],
@@ -80,6 +89,20 @@ def study_command(
     pages = _report(run, again=news) if report else []
     _show(run, verdicts, pages, running, time.perf_counter() - started)
     return 2 if progress.failed and any(v.outcome == "cannot tell" for v in verdicts) else 0
+
+
+def _train(study: Study, preset: str, seed: int, folder: Path, running: Running) -> list[Verdict]:
+    """The verdicts on training, for which what the run does not have is trained first."""
+    if preset not in study.experiments:
+        return []
+    experiment = replace(study.experiments[preset](), seed=seed)
+    try:
+        run = carry_out_training(experiment, running, folder=folder, manifest={})
+    except (UnsupportedError, MissingLibraryError) as error:
+        claims = ", ".join(claim.id for claim in study.training_claims)
+        messages().print(f"left out: {claims}: {error}", style="dim", soft_wrap=True)
+        return []
+    return study.judge_training(finished(run, experiment), step_times(run, experiment))
 
 
 def _that_run_here(cells: list[Cell]) -> list[Cell]:

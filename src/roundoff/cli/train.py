@@ -92,6 +92,11 @@ def train_command(
     report:
         Write report.html and pictures beside the results.
     """
+    if running.shard:
+        raise UsageError(
+            "--shard is not for training: machines that share an --output share the repeats; "
+            "start the same command on each"
+        )
     experiment = Experiment(
         workload, baseline, _names(candidate), _names(yardsticks),
         format, steps, repeats, seed, sampled, threads, long, timing,
@@ -115,8 +120,6 @@ def carry_out_training(
     """Train the repeats that the run in `folder` does not have, with a progress bar."""
     load_workload(experiment.workload)
     _ = experiment.variant
-    if running.shard:
-        raise UsageError("--shard is not for training; give each machine a --seed of its own")
     jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)

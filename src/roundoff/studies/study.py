@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from roundoff.bench.plan import Plan
@@ -11,6 +11,7 @@ from roundoff.errors import UnknownNameError, UsageError
 from roundoff.records import Verdict
 from roundoff.records.verdict import Outcome
 from roundoff.registry import require
+from roundoff.training.experiment import Experiment
 
 __all__ = ["Claim", "Finding", "Frame", "Study", "frame", "joined"]
 
@@ -50,13 +51,13 @@ class Claim:
     id: str
     text: str
     claimed: str
-    judge: Callable[[Frame], Finding]
+    judge: Callable[[Any], Finding]
 
-    def verdict(self, rows: Frame) -> Verdict:
+    def verdict(self, rows: Frame | Sequence[Mapping[str, Any]]) -> Verdict:
         """The outcome of this claim over `rows`; `cannot tell` where rows are missing."""
         try:
             found = self.judge(rows)
-        except (KeyError, ValueError, IndexError, UsageError) as error:
+        except (KeyError, ValueError, IndexError, StopIteration, UsageError) as error:
             found = Finding("cannot tell", f"rows are missing: {error}")
         evidence: list[dict[object, Any]] = []
         if found.evidence is not None:
@@ -69,13 +70,22 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A paper: presets of measurements, and the claims that they decide."""
+    """A paper: presets of measurements, and the claims that they decide.
+
+    `experiments` are what is trained for a preset, and `training_claims` are judged over its
+    repeats, those `on_time` over its timings.
+    """
 
     name: str
     source: str
     doc: str
     presets: Mapping[str, Callable[[], Plan]]
     claims: tuple[Claim, ...]
+    experiments: Mapping[str, Callable[[], Experiment]] = field(
+        default_factory=dict[str, Callable[[], Experiment]]
+    )
+    training_claims: tuple[Claim, ...] = ()
+    on_time: frozenset[str] = frozenset()
 
     def plan(self, preset: str) -> Plan:
         """The plan of a preset."""
@@ -91,3 +101,12 @@ class Study:
         """
         taken = rows[rows["status"] != "skipped"]
         return [claim.verdict(taken) for claim in self.claims]
+
+    def judge_training(
+        self, repeats: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
+    ) -> list[Verdict]:
+        """The verdict of every claim on training, over the lines of an experiment."""
+        return [
+            claim.verdict(times if claim.id in self.on_time else repeats)
+            for claim in self.training_claims
+        ]

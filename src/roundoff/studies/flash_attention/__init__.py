@@ -3,6 +3,7 @@
 plan.py    which cells the presets measure
 paper.py   C1-C6 and two findings of ours as predicates over rows
 fa3.py     the FlashAttention-3 comparison
-claims.py  all claims by name
+training.py  what is trained, and C7-C10
+claims.py  the claims on single calls by name
 study.py   plan and claims together
 """

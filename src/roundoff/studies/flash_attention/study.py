@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roundoff.studies.flash_attention import plan
+from roundoff.studies.flash_attention import plan, training
 from roundoff.studies.flash_attention.claims import CLAIMS
 from roundoff.studies.study import Study
 
@@ -10,8 +10,11 @@ __all__ = ["STUDY"]
 
 STUDY = Study(
     name="flash-attention",
-    source="arXiv 2405.02803 (C1-C6), arXiv 2407.08608 Table 3 (FA3)",
+    source="arXiv 2405.02803 (C1-C10), arXiv 2407.08608 Table 3 (FA3)",
     doc="Is Flash Attention stable? Which claims hold, on which kernels and formats?",
     presets={"quick": plan.quick, "full": plan.full, "gpu": plan.gpu},
     claims=CLAIMS,
+    experiments=training.EXPERIMENTS,
+    training_claims=training.CLAIMS,
+    on_time=frozenset({"C10"}),
 )
