@@ -29,7 +29,7 @@ FASTER = 0.14
 Records = Sequence[Mapping[str, Any]]
 
 
-def _experiment(**size: int) -> Experiment:
+def _experiment(**size: Any) -> Experiment:
     return Experiment(
         "text-to-image",
         baseline="torch-math",
