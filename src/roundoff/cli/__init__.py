@@ -31,6 +31,7 @@ _HELP = {
     "bench": "Sweep kernels and recipes over formats, lengths, tiles and inputs.",
     "explain": "Find which recipe a kernel follows, and what is left unexplained.",
     "ablate": "Restore each rounding site to exact: which causes which share of the deviation.",
+    "diff": "Compare two checkpoints of any size and format, or a series of them.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
@@ -55,6 +56,12 @@ How many bits of your kernel a recipe explains:
     "explain": """    roundoff explain torch-cpu-flash
 
     roundoff explain mine.py:attention --emit repro
+""",
+    "diff": """    roundoff diff before.safetensors after.safetensors
+
+    roundoff diff runs/baseline/final runs/flash/final --base runs/init -o compared
+
+    roundoff diff step-100.pt step-200.pt step-300.pt --against previous
 """,
     "ablate": """Parameters of the operator are options too, as in `bench`, with one value each.
 
