@@ -111,4 +111,4 @@ def _sorted(x: Tensor) -> Tensor:
     """Return x in order; on a CPU by numpy, which sorts several times faster than torch."""
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return x.sort().values
-    return torch.from_numpy(np.sort(x.numpy()))
+    return torch.as_tensor(np.sort(x.numpy()))

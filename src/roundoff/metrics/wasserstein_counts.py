@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roundoff.errors import UsageError
+from roundoff.metrics.blocks import flat_chunks
 from roundoff.registry import is_installed
 
 __all__ = ["CODES", "COUNTED", "CodeCounts", "area", "counted_distance", "tally", "values_of_codes"]
@@ -125,7 +126,7 @@ def tally(bits: Tensor) -> NDArray[np.int64]:
 def tally_by_torch(bits: Tensor) -> NDArray[np.int64]:
     """The readable twin of the compiled count, on any device."""
     counts = torch.zeros(CODES, dtype=torch.int64, device=bits.device)
-    for chunk in bits.split(_CHUNK):
+    for chunk in flat_chunks(bits, _CHUNK):
         wide = chunk.to(torch.int64)
         code = torch.where(wide < 0, -1 - wide, wide + CODES // 2)
         counts += torch.bincount(code, minlength=CODES)

@@ -15,12 +15,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from roundoff.metrics.at_once import at_once, parts_for_threads
+from roundoff.metrics.instructions import lowest
 
 __all__ = ["areas", "compiled", "count_codes", "count_lower", "count_parts", "keep_lower"]
 
@@ -38,18 +36,6 @@ def compiled(function: Callable[..., Any]) -> Any:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:
         return numba.njit(nogil=True)(function)
-
-
-def _lowest(context: Any, word: Any) -> Any:  # noqa: ARG001
-    """The place of the lowest bit that is set."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.int64), generate
-
-
-lowest = intrinsic(_lowest)
 
 
 @numba.njit(nogil=True)

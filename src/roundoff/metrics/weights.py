@@ -7,15 +7,18 @@ Wasserstein distance, which needs counts or a second pass, stands in `wasserstei
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from roundoff.metrics.blocks import flat_chunks
 from roundoff.metrics.elementwise import cosine_of, ratio, require_alike, zero_shared
 from roundoff.registry import is_installed
 
-__all__ = ["WeightDistance", "gathered", "gathered_by_torch"]
+__all__ = ["BITS", "WeightDistance", "gathered", "gathered_by_torch", "made"]
 
 _CHUNK = 1 << 17
 """Elements of which the readable version keeps copies in float64."""
@@ -55,7 +58,7 @@ class WeightDistance:
         (6, 1.0)
         """
         ours, theirs = ([getattr(d, name) for name in self.__slots__] for d in (self, other))
-        merged = {
+        merged: dict[str, Any] = {
             name: _worse(x, y) if name.startswith("largest") else x + y
             for name, x, y in zip(self.__slots__, ours, theirs, strict=True)
         }
@@ -119,7 +122,7 @@ def gathered(a: Tensor, b: Tensor) -> WeightDistance:
         found = gathered(a.to(torch.float32), b.to(torch.float32))
         same = not (a.dtype.is_floating_point or b.dtype.is_floating_point)
         steps = (found.abs_e, found.largest_e) if same else (math.nan, math.nan)
-        return _with_steps(found, *steps)
+        return replace(found, steps=steps[0], largest_steps=steps[1])
     return gathered_by_torch(a, b)
 
 
@@ -129,15 +132,22 @@ _NARROW = {
 }  # fmt: skip
 
 
-def _with_steps(found: WeightDistance, steps: float, largest: float) -> WeightDistance:
-    values = {name: getattr(found, name) for name in found.__slots__}
-    return WeightDistance(**values | {"steps": steps, "largest_steps": largest})
+def made(
+    n: int, sums: Sequence[float], largest: Sequence[float], counts: Sequence[int]
+) -> WeightDistance:
+    """Return what was gathered; all in the order of the fields."""
+    ee, aa, bb, ab, abs_e, abs_a, steps = sums
+    differing, flips, nonfinite_a, nonfinite_b = counts
+    return WeightDistance(
+        n, ee, aa, bb, ab, abs_e, abs_a, steps, largest[0], largest[1],
+        differing, flips, nonfinite_a, nonfinite_b,
+    )  # fmt: skip
 
 
 def gathered_by_torch(a: Tensor, b: Tensor) -> WeightDistance:
     """The readable twin of the compiled loop: flat tensors of one length, on any device."""
     found = WeightDistance()
-    for x, y in zip(a.split(_CHUNK), b.split(_CHUNK), strict=True):
+    for x, y in zip(flat_chunks(a, _CHUNK), flat_chunks(b, _CHUNK), strict=True):
         found = found.merge(_chunk(x, y))
     return found
 
@@ -158,7 +168,8 @@ def _chunk(x: Tensor, y: Tensor) -> WeightDistance:
     sums = [(p * q).sum().item() for p, q in ((e, e), (a, a), (b, b), (a, b))]
     sums += [t.abs().sum().item() for t in (e, a)] + [steps.sum().item()]
     largest = e.abs().max().item(), steps.max().item()
-    return WeightDistance(x.numel(), *sums, *largest, int(differing.sum()), flips, *nonfinite)
+    counts = [int(differing.sum()), flips, *nonfinite]
+    return made(x.numel(), sums, largest, counts)
 
 
 def _difference(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -9,21 +9,17 @@ LLVM may reorder the sums, so they agree with torch's to about fifteen digits.
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from typing import Any
 
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from roundoff.metrics.at_once import at_once, parts_for_threads
+from roundoff.metrics.instructions import added, bits, wide
 from roundoff.metrics.wasserstein_numba import compiled
-from roundoff.metrics.weights import BITS, WeightDistance
+from roundoff.metrics.weights import BITS, WeightDistance, made
 
 __all__ = ["gathered_by_numba"]
 
@@ -38,42 +34,6 @@ _INFINITE = {
     torch.float8_e4m3fn: 0x7F,
     torch.float8_e5m2: 0x7C,
 }
-
-
-def _added(context: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
-    """a + b of a sum whose order is left to LLVM, which can then make vectors of it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
-
-    return a(a, b), generate
-
-
-def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
-    """The bits of a float64: those of sizes are in the order of the sizes."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(x), generate
-
-
-def _wide(context: Any, x: Any) -> Any:  # noqa: ARG001
-    """A float32, a float64 or the bits of a bfloat16 (an int16) as a float64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        value = arguments[0]
-        if x == types.float64:
-            return value
-        if x == types.int16:
-            upper = builder.zext(value, ir.IntType(32))
-            value = builder.bitcast(builder.shl(upper, ir.IntType(32)(16)), ir.FloatType())
-        return builder.fpext(value, ir.DoubleType())
-
-    return types.float64(x), generate
-
-
-added, bits, wide = intrinsic(_added), intrinsic(_bits), intrinsic(_wide)
 
 
 @numba.njit(nogil=True)
@@ -130,10 +90,9 @@ def gathered_by_numba(a: Tensor, b: Tensor) -> WeightDistance | None:
         for t, cut in enumerate(cuts)
     ]
     at_once(jobs, p.size)
-    found = WeightDistance()
-    for s, c in zip(sums.tolist(), counts.tolist(), strict=True):
-        if c[2] or not all(map(math.isfinite, s)):
-            return None
-        largest = np.array(c[3:]).view(np.float64).tolist()
-        found = found.merge(WeightDistance(0, *s, *largest, c[0], c[1]))
-    return found.merge(WeightDistance(p.size))
+    total = counts.sum(0).tolist()
+    if total[2] or not np.isfinite(sums).all():
+        return None
+    largest: list[float] = counts[:, 3:].max(0).view(np.float64).tolist()
+    added_up: list[float] = sums.sum(0).tolist()
+    return made(p.size, added_up, largest, [total[0], total[1], 0, 0])

@@ -51,9 +51,10 @@ class CastWatch:
 
     def __init__(self, a: torch.dtype, b: torch.dtype) -> None:
         self.same = a == b
+        ways: list[tuple[Side, torch.dtype, torch.dtype]] = [("B", a, b), ("A", b, a)]
         self._left = [
             Cast(side, format, mode)
-            for side, source, target in (("B", a, b), ("A", b, a))
+            for side, source, target in ways
             for format in _targets(source, target)
             for mode in _MODES
         ]

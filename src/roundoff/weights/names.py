@@ -69,8 +69,8 @@ def read_renames(path: Path) -> dict[str, str]:
     except ValueError as error:
         raise UsageError(f"{path} is no TOML: {' '.join(str(error).split())}") from None
     match document:
-        case {"rename": dict() as table} if len(document) == 1:
-            table = cast("dict[str, object]", table)
+        case {"rename": dict() as found} if len(document) == 1:  # pyright: ignore[reportUnknownVariableType]
+            table = cast("dict[str, object]", found)
         case _:
             raise UsageError(
                 f'{path}: expected one table [rename] of lines "name in A" = "name in B"'

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from roundoff.metrics.blocks import flat_chunks
 from roundoff.metrics.wasserstein import exact_dtype, wasserstein
 from roundoff.metrics.wasserstein_counts import COUNTED, CodeCounts, counted_distance
 from roundoff.metrics.wasserstein_parts import PartCounts, has_kernels, parted_distance
@@ -158,7 +159,7 @@ def _update(
     assert reading.base is not None
     c = reading.base.read(reading.base_names[pair.name], start, stop)
     found = WeightDistance()
-    for a, b, base in zip(*(t.split(_CHUNK) for t in (*sides, c)), strict=True):
+    for a, b, base in zip(*(flat_chunks(t, _CHUNK) for t in (*sides, c)), strict=True):
         wide = base.to(torch.float64)
         found = found.merge(gathered(a.to(torch.float64) - wide, b.to(torch.float64) - wide))
     return found

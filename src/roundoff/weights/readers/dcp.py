@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,7 +151,7 @@ def _take(
         return
     dtype = about.__dict__["properties"].state[0]
     shape: tuple[int, ...] = tuple(about.__dict__["size"])
-    if not isinstance(dtype, torch.dtype) or not all(isinstance(n, int) for n in shape):
+    if not isinstance(dtype, torch.dtype):
         raise ValueError(f"what it says of {name!r} is no tensor")
     if why := why_not(dtype):
         found.left_out[name] = why
@@ -169,12 +170,15 @@ def _take(
     found.entries[name], found.pieces[name] = Entry(shape, dtype), pieces
 
 
+_BROKEN = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, struct.error)
+
+
 class _Window(io.RawIOBase):
     """Some bytes of a mapped file as a file of their own."""
 
     def __init__(self, data: NDArray[np.uint8]) -> None:
         super().__init__()
-        self._data, self._at = memoryview(data), 0
+        self._data, self._at = memoryview(cast("Any", data)), 0
 
     def readable(self) -> bool:
         return True
@@ -206,19 +210,18 @@ def _opened(
     try:
         with zipfile.ZipFile(io.BufferedReader(_Window(window))) as archive:
             records = {r.filename.partition("/")[2]: r for r in archive.infolist()}
-            about = records["data.pkl"]
             _check(where, records)
-            told = plain(io.BytesIO(archive.read(about)), where)
+            told = plain(io.BytesIO(archive.read(records["data.pkl"])), where)
             if not isinstance(told, PieceTold):
                 raise CheckpointError(f"{where}: no tensor")
-            record = records[f"data/{told.storage}"]
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError, NotImplementedError) as error:
+            if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+                raise CheckpointError(f"{where}: its numbers are big-endian; not read")
+        record = records[f"data/{told.storage}"]
+        head = record.header_offset
+        # The lengths of its name and of its extra field end the local header of a record.
+        start = head + 30 + sum(struct.unpack("<HH", window[head + 26 : head + 30].tobytes()))
+    except (*_BROKEN, KeyError) as error:
         raise CheckpointError(f"{where}: the piece is damaged: {error}") from None
-    head = record.header_offset
-    names = window[head + 26 : head + 30].view(np.uint16).tolist() if head % 2 == 0 else []
-    if not names:
-        names = np.frombuffer(bytes(window[head + 26 : head + 30]), np.uint16).tolist()
-    start = head + 30 + sum(names)
     if record.file_size < told.held or start + told.held > window.size:
         raise CheckpointError(f"{where}: the piece is damaged: its storage is cut short")
     return told, piece.place + start
@@ -228,5 +231,6 @@ def _check(where: str, records: dict[str, zipfile.ZipInfo]) -> None:
     for record in records.values():
         if record.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(f"{where}: its record {record.filename!r} is compressed")
-    if records["data.pkl"].file_size > MOST_PICKLE:
+    small = [r for name, r in records.items() if name in ("data.pkl", "byteorder")]
+    if any(record.file_size > MOST_PICKLE for record in small):
         raise CheckpointError(f"{where}: its pickle is too large")

@@ -52,7 +52,7 @@ def flat(data: NDArray[np.uint8], place: int, dtype: torch.dtype, start: int, st
     size = dtype.itemsize
     if start == stop:
         return torch.empty(0, dtype=dtype)
-    raw = torch.from_numpy(data[place + start * size : place + stop * size])
+    raw = torch.as_tensor(data[place + start * size : place + stop * size])
     if dtype is torch.bool:  # any byte but 0 is true, also one that torch would not write
         return raw.ne(0)
     return (raw.clone() if place % size else raw).view(dtype)

@@ -67,8 +67,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     match document:
-        case {"weight_map": dict() as homes}:
-            homes = cast("dict[str, object]", homes)
+        case {"weight_map": dict() as found}:  # pyright: ignore[reportUnknownVariableType]
+            homes = cast("dict[str, object]", found)
         case _:
             raise CheckpointError(f"{path} has no weight_map; expected names and their files")
     if not homes or not all(isinstance(file, str) for file in homes.values()):

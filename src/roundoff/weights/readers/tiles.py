@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from roundoff.errors import CheckpointError
@@ -67,18 +68,18 @@ def fill(
     if not run or not runs:
         return
 
-    def place(j: int | np.ndarray) -> np.ndarray:
+    def place(j: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where runs begin in the tensor."""
-        at = np.zeros_like(j)
-        index = np.unravel_index(j, tile.sizes[:axis]) if axis else ()
-        for d in range(axis):
-            at = at * shape[d] + index[d] + tile.offsets[d]
+        index: Sequence[NDArray[np.int64]] = np.unravel_index(j, tile.sizes[:axis]) if axis else ()  # pyright: ignore[reportAssignmentType]
+        at = np.zeros(j.shape, np.int64)
+        for d, along_d in enumerate(index):
+            at = at * shape[d] + along_d + tile.offsets[d]
         unit = math.prod(shape[axis + 1 :])
         along = shape[axis] if shape else 1
         return at * along * unit + (tile.offsets[axis] * unit if shape else 0)
 
     def begins(j: int) -> int:
-        return int(place(np.int64(j)))
+        return int(place(np.array([j]))[0])
 
     first = bisect.bisect_right(range(runs), start - run, key=begins)
     last = bisect.bisect_left(range(runs), stop, key=begins)
@@ -92,5 +93,5 @@ def fill(
         out[at : at + high - low] = values
         return
     held = torch.arange(low, high)
-    starts = torch.from_numpy(place(np.arange(first, last)))
+    starts = torch.as_tensor(place(np.arange(first, last)))
     out[starts[held // run - first] + held % run - start] = values
