@@ -65,16 +65,16 @@ def passes(counts: PartCounts, limit: int = IN_MEMORY) -> Iterator[tuple[int, in
     """
     held = counts.counts.sum(0)
     used = np.flatnonzero(held)
-    first, total = -1, 0
+    first, last, total = -1, -1, 0
     for part, n in zip(used.tolist(), held[used].tolist(), strict=True):
         if first >= 0 and total + n > limit:
-            yield first, part
+            yield first, last + 1
             first = -1
         if first < 0:
             first, total = part, 0
-        total += n
+        last, total = part, total + n
     if first >= 0:
-        yield first, int(used[-1]) + 1
+        yield first, last + 1
 
 
 def parted_distance(

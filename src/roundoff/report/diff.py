@@ -20,6 +20,8 @@ __all__ = ["heat_map", "write_diff"]
 
 Document = Mapping[str, Any]
 CELL = 74
+LEAST_SPAN = math.log(10)
+"""The colours of a column span no less than a factor of ten."""
 MOST_LAYERS = 200
 """Layers on a map; beyond it, those of the largest rel_l2."""
 METRICS = {
@@ -74,9 +76,11 @@ def heat_map(comparison: Document, look: Look = LIGHT) -> Spec:
         "metric:O", sort=list(METRICS), axis=alt.Axis(title=None, orient="top", labelAngle=0)
     )
     chart = alt.Chart().encode(x=across, y=down)
-    scale = alt.Scale(domain=[0, 1], range=[look.panel, look.ramp[3], look.ramp[4]])
+    colours = [look.panel, look.ramp[3], look.ramp[4]]
+    scale = alt.Scale(domain=[0, 0.6, 1], range=colours, interpolate="rgb")
+    ink = alt.condition("datum.shade > 0.75", alt.value("#ffffff"), alt.value(look.ink))
     box = chart.mark_rect().encode(color=alt.Color("shade:Q", scale=scale, legend=None))
-    text = chart.mark_text(fontSize=10).encode(text="text:N", color=alt.value(look.ink))
+    text = chart.mark_text(fontSize=10).encode(text="text:N", color=ink)
     drawn = alt.layer(box, text, data=alt.Data(values=values))
     size = {"width": CELL * len(METRICS), "height": ROW * max(1, len(groups))}
     spec: Spec = drawn.properties(**size).to_dict(validate=False)
@@ -133,7 +137,7 @@ def _shade(cells: Sequence[dict[str, Any]]) -> None:
             if not 0 < value < math.inf:
                 cell["shade"] = None if value == 0 else 1.0
             else:
-                cell["shade"] = 0.15 + 0.85 * (math.log(value) - low) / max(high - low, 1e-9)
+                cell["shade"] = 0.1 + 0.9 * (math.log(value) - low) / max(high - low, LEAST_SPAN)
 
 
 def _rows(comparison: Document) -> Iterator[list[str]]:

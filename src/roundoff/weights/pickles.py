@@ -68,7 +68,8 @@ def _rebuilt(storage: _Storage, offset: int, shape: Any, stride: Any, *rest: obj
     if dtype is None:
         raise pickle.UnpicklingError("a tensor without a dtype")
     held = storage.count * (storage.dtype.itemsize if storage.dtype else 1)
-    return PieceTold(dtype, storage.key, held, int(offset), _sizes(shape), _sizes(stride))
+    (offset,) = _sizes((offset,))
+    return PieceTold(dtype, storage.key, held, offset, _sizes(shape), _sizes(stride))
 
 
 def _sizes(value: Any = ()) -> tuple[int, ...]:

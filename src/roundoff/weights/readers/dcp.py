@@ -170,9 +170,6 @@ def _take(
     found.entries[name], found.pieces[name] = Entry(shape, dtype), pieces
 
 
-_BROKEN = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, struct.error)
-
-
 class _Window(io.RawIOBase):
     """Some bytes of a mapped file as a file of their own."""
 
@@ -220,8 +217,10 @@ def _opened(
         head = record.header_offset
         # The lengths of its name and of its extra field end the local header of a record.
         start = head + 30 + sum(struct.unpack("<HH", window[head + 26 : head + 30].tobytes()))
-    except (*_BROKEN, KeyError) as error:
-        raise CheckpointError(f"{where}: the piece is damaged: {error}") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged zip raises nearly anything
+        raise CheckpointError(f"{where}: the piece is damaged: {str(error)[:120]}") from None
     if record.file_size < told.held or start + told.held > window.size:
         raise CheckpointError(f"{where}: the piece is damaged: its storage is cut short")
     return told, piece.place + start

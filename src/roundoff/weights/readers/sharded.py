@@ -37,6 +37,8 @@ def open_index(path: Path, opened: Callable[[Path], Checkpoint]) -> Checkpoint:
     homes = _weight_map(path)
     files = sorted(set(homes.values()))
     for file in files:
+        if file.endswith(".json"):
+            raise CheckpointError(f"{path} names {file!r}, an index, as a file of tensors")
         if Path(file).name != file or file in ("", ".", ".."):
             raise CheckpointError(f"{path} names a file {file!r} that is not beside it")
     if absent := [file for file in files if not (path.parent / file).is_file()]:
