@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from roundoff.formats import Format, get_format
     from roundoff.formats.rounding import round_to
     from roundoff.kernels.user import kernel
+    from roundoff.metrics.wasserstein import wasserstein
     from roundoff.operators.attention.api import emulate, golden
     from roundoff.operators.attention.call import Attention
     from roundoff.operators.attention.recipe import Recipe
     from roundoff.store import Run
+    from roundoff.weights.diff import Diff, diff
 
 __version__ = "0.1.0.dev0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "Ablation",
     "Attention",
     "Comparison",
+    "Diff",
     "Explanation",
     "Format",
     "Recipe",
@@ -38,18 +41,21 @@ __all__ = [
     "Run",
     "ablate",
     "compare",
+    "diff",
     "emulate",
     "explain",
     "get_format",
     "golden",
     "kernel",
     "round_to",
+    "wasserstein",
 ]
 
 _PLACES = {
     "Ablation": "attribution.ablation",
     "Attention": "operators.attention.call",
     "Comparison": "bench.compare",
+    "Diff": "weights.diff",
     "Explanation": "attribution.explain",
     "Format": "formats",
     "Recipe": "operators.attention.recipe",
@@ -57,12 +63,14 @@ _PLACES = {
     "Run": "store",
     "ablate": "attribution.ablate",
     "compare": "bench.compare",
+    "diff": "weights.diff",
     "emulate": "operators.attention.api",
     "explain": "attribution.explain",
     "get_format": "formats",
     "golden": "operators.attention.api",
     "kernel": "kernels.user",
     "round_to": "formats.rounding",
+    "wasserstein": "metrics.wasserstein",
 }
 
 

@@ -8,6 +8,7 @@
     ├── KernelError             a kernel broke its contract (shape, dtype, wrong back-end ran)
     ├── GoldenError             golden cannot judge this candidate
     ├── RunError                a run directory that cannot be read or written
+    ├── CheckpointError         a checkpoint that cannot be read
     └── CellError               one cell failed; the others go on
         └── WorkerDiedError     ... by taking its process along, or by hanging
 
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 
 __all__ = [
     "CellError",
+    "CheckpointError",
     "GoldenError",
     "KernelError",
     "MissingLibraryError",
@@ -93,6 +95,10 @@ class GoldenError(RoundoffError):
 
 class RunError(RoundoffError):
     """A run directory that cannot be read or written."""
+
+
+class CheckpointError(RoundoffError):
+    """A checkpoint that cannot be read: damaged, of no known format, or not to be trusted."""
 
 
 class CellError(RoundoffError):

@@ -32,6 +32,7 @@ _HELP = {
     "explain": "Find which recipe a kernel follows, and what is left unexplained.",
     "ablate": "Restore each rounding site to exact: which causes which share of the deviation.",
     "train": "Train a baseline and arms that differ in one thing each, and compare their weights.",
+    "diff": "Compare two checkpoints of any size and format, or a series of them.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
@@ -64,6 +65,12 @@ How many bits of your kernel a recipe explains:
 A model and a patch of yours:
 
     roundoff train --workload mine.py:build --candidate mine.py:patch
+""",
+    "diff": """    roundoff diff before.safetensors after.safetensors
+
+    roundoff diff runs/baseline/final runs/flash/final --base runs/init -o compared
+
+    roundoff diff step-100.pt step-200.pt step-300.pt --against previous
 """,
     "ablate": """Parameters of the operator are options too, as in `bench`, with one value each.
 

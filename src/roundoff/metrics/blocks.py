@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Block", "blocks"]
+__all__ = ["Block", "blocks", "flat_chunks"]
 
 
 class Block(NamedTuple):
@@ -26,6 +26,12 @@ class Block(NamedTuple):
     def take(self, x: Tensor) -> Tensor:
         """Return this block of x: [clusters held, elements of each], a view where possible."""
         return x[self.where].reshape(self.clusters.stop - self.clusters.start, -1)
+
+
+def flat_chunks(x: Tensor, limit: int) -> Iterator[Tensor]:
+    """Yield views of at most `limit` elements of a flat tensor, in order."""
+    for start in range(0, x.numel(), limit):
+        yield x[start : start + limit]
 
 
 def blocks(shape: tuple[int, ...], limit: int, clusters: int = 1) -> Iterator[Block]:

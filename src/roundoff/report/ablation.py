@@ -17,7 +17,7 @@ from roundoff.report.files import png, svg, write_whole
 from roundoff.report.look import DARK, LIGHT, Look
 from roundoff.store.json import dumps
 
-__all__ = ["bars", "check_folder", "write_ablation"]
+__all__ = ["bars", "check_folder", "inline", "write_ablation"]
 
 Document = Mapping[str, Any]
 WIDTH = 460
@@ -48,7 +48,7 @@ def write_ablation(document: Document, folder: Path) -> list[Path]:
         stem = "ablation" if at == 0 else f"ablation-{name}"
         pictures.append(write_whole(folder / f"{stem}.png", png(light)))
         shown.append({
-            "name": name, "light": _inline(light), "dark": _inline(dark),
+            "name": name, "light": inline(light), "dark": inline(dark),
             "caption": _caption(output), "rows": list(_rows(output)),
         })  # fmt: skip
     page = write_whole(folder / "ablation.html", _page(document, shown).encode())
@@ -127,7 +127,8 @@ def _caption(output: Document) -> str:
     )
 
 
-def _inline(picture: str) -> str:
+def inline(picture: str) -> str:
+    """An SVG picture as an address that a page holds in itself."""
     return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
 
 

@@ -1,0 +1,165 @@
+"""Tables of `roundoff diff`: what a comparison of checkpoints looks like in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.markup import escape
+
+from roundoff.cli.terminal import messages, print_table
+from roundoff.metrics.weights import WeightDistance
+from roundoff.weights.diff import Diff, GroupDiff
+from roundoff.weights.tensors import TensorDiff
+
+__all__ = ["printable", "show_diff", "show_series"]
+
+MOST_GROUPS = 40
+"""Layers that are shown; beyond it, the worst of them."""
+MOST_NAMES = 5
+LEGEND = (
+    "rel_l2 = |B - A| / |A|; steps: mean distance in numbers of the dtype; flips: opposite signs; "
+    "W1 pooled: all values in one heap; W1 a tensor: the mean over tensors, by size; n: tensors"
+)
+COLUMNS = ["max_diff>", "rel_l2>", "1-cos>", "steps>", "flips>"]
+
+
+def printable(name: str, limit: int = 0) -> str:
+    """A name from a file as it may stand in a terminal: no control characters, no markup."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    if limit and len(text) > limit:
+        text = f"{text[: limit // 2 - 1]}..{text[-(limit - limit // 2 - 1) :]}"
+    return escape(text)
+
+
+def show_diff(found: Diff, worst: int) -> None:
+    """Print what came of two checkpoints."""
+    for line in _headlines(found):
+        print(line)
+    groups = found.groups
+    title = "layers"
+    if len(groups) > MOST_GROUPS:
+        groups = sorted(groups, key=lambda g: -_number(g.distance.rel_l2))[:MOST_GROUPS]
+        title = f"the {MOST_GROUPS} worst of {len(found.groups)} layers (--json has all)"
+    head = ["layer!", "n>", *COLUMNS, "W1 pooled>", "W1 a tensor>"]
+    rows = [_group(group) for group in groups]
+    if len(found.groups) > 1 or found.overall.tensors:
+        rows.append(_group(found.overall))
+    print_table(title, head, rows)
+    if tensors := found.worst(worst):
+        print_table(
+            f"the worst {len(tensors)} of {len(found.tensors)} tensors, by rel_l2",
+            ["tensor!", "shape>", *COLUMNS, "W1>"],
+            [_tensor(tensor) for tensor in tensors],
+        )
+    if found.overall.update is not None:
+        _show_updates(found)
+    console = messages()
+    for line in _notes(found):
+        console.print(line, style="yellow", soft_wrap=True)
+    console.print(LEGEND, style="dim")
+
+
+def _headlines(found: Diff) -> Iterator[str]:
+    for side, checkpoint in (("A", found.a), ("B", found.b)):
+        path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in checkpoint.path)
+        yield f"{side}: {path} ({checkpoint.kind}, {len(checkpoint.entries)} tensors)"
+    same = sum(1 for t in found.tensors if not t.distance.differing)
+    word = "all" if same == len(found.tensors) else f"{same}"
+    yield f"{len(found.tensors)} pairs of tensors, {word} of them the same"
+    if found.cast is not None:
+        yield f"{found.cast}"
+    elif partly := [t for t in found.tensors if t.cast is not None]:
+        yield f"in {len(partly)} tensors {partly[0].cast}"
+
+
+def _group(group: GroupDiff) -> tuple[str, ...]:
+    pooled = "" if group.wasserstein_pooled is None else _short(group.wasserstein_pooled)
+    name = printable(group.name, 27)
+    per_tensor = _short(group.wasserstein_per_tensor)
+    return (name, str(group.tensors), *_metrics(group.distance), pooled, per_tensor)
+
+
+def _tensor(tensor: TensorDiff) -> tuple[str, ...]:
+    shape = "x".join(map(str, tensor.pair.a.shape)) or "scalar"
+    name = printable(tensor.pair.name, 30)
+    return (name, shape, *_metrics(tensor.distance), _short(tensor.wasserstein))
+
+
+def _metrics(distance: WeightDistance) -> tuple[str, ...]:
+    away = 1 - distance.cosine
+    found = map(_short, (distance.max_diff, distance.rel_l2, away))
+    broken = distance.nonfinite_a or distance.nonfinite_b
+    between = math.isnan(distance.ulp_mean) and not broken  # two dtypes, or nothing
+    flips = f"{100 * distance.sign_flips / distance.n:.2g} %" if distance.n else ""
+    return (*found, "" if between else _short(distance.ulp_mean), flips)
+
+
+def _short(value: float) -> str:
+    return "nan" if math.isnan(value) else f"{value:.2g}" if value else "0"
+
+
+def _number(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _show_updates(found: Diff) -> None:
+    """The ways from the base, for each layer."""
+    rows = [
+        (printable(group.name, 40), *_way(group.update))
+        for group in [*found.groups[:MOST_GROUPS], found.overall]
+        if group.update is not None
+    ]
+    base = "" if found.base is None else printable(found.base.path)
+    print_table(
+        "updates from the base C", ["layer", "|A-C|>", "|B-C|>", "cosine>", "|B-A|/|A-C|>"], rows
+    )
+    messages().print(f"C: {base}", style="dim", soft_wrap=True)
+
+
+def _way(update: WeightDistance) -> tuple[str, ...]:
+    lengths = math.sqrt(update.aa), math.sqrt(update.bb)
+    return (*map(_short, lengths), f"{update.cosine:.4f}", _short(update.rel_l2))
+
+
+def _notes(found: Diff) -> Iterator[str]:
+    pairing = found.pairing
+    yield from _listed("missing in B", pairing.only_a)
+    yield from _listed("missing in A", pairing.only_b)
+    reshaped = [f"{n} {list(a)} to {list(b)}" for n, (a, b) in pairing.reshaped.items()]
+    yield from _listed("of another shape", reshaped)
+    yield from _listed("on one side alone, tied", [f"{n} to {t}" for n, t in pairing.tied.items()])
+    for side, checkpoint in (("A", found.a), ("B", found.b)):
+        left = [f"{name} ({why})" for name, why in checkpoint.left_out.items()]
+        yield from _listed(f"left out of {side}", left)
+    broken = [
+        t.pair.name for t in found.tensors if t.distance.nonfinite_a or t.distance.nonfinite_b
+    ]
+    yield from _listed("not finite", broken)
+    yield from map(printable, found.notes)
+
+
+def _listed(what: str, names: Sequence[str]) -> Iterator[str]:
+    if names:
+        shown = ", ".join(printable(name, 80) for name in names[:MOST_NAMES])
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        yield f"{what}: {shown}{more}"
+
+
+def show_series(found: Sequence[Diff], against: str) -> None:
+    """Print a line for each checkpoint after the first."""
+    rows = [(printable(one.b.path, 27), *_step(one)) for one in found]
+    title = f"each against the {against} ({found[0].a.path})"
+    print_table(title, ["checkpoint!", *COLUMNS, "W1 pooled>", "W1 a tensor>"], rows)
+    console = messages()
+    for line in _first(line for one in found for line in _notes(one)):
+        console.print(line, style="yellow", soft_wrap=True)
+    console.print(LEGEND, style="dim")
+
+
+def _step(one: Diff) -> tuple[str, ...]:
+    return _group(one.overall)[2:]
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(lines))

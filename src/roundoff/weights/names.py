@@ -1,0 +1,105 @@
+"""Names of tensors: without the prefixes of wrappers, renamed by a mapping, and their groups."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+from roundoff.errors import CheckpointError, UnknownNameError, UsageError
+
+__all__ = ["bare_names", "group_of", "read_renames", "renamed"]
+
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that torch.compile, FSDP and activation checkpointing add, wherever they stand."""
+DDP = "module"
+"""What DistributedDataParallel adds; a wrapper's where it is all that its parent holds."""
+
+
+def bare_names(path: str, names: Iterable[str]) -> dict[str, str]:
+    """Return the names without wrappers' prefixes, each with the name that it had.
+
+    Raises `CheckpointError` where two names become one.
+
+    >>> bare_names("a.pt", ["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
+    {'fc.weight': 'module._orig_mod.fc.weight', 'fc.bias': 'module._orig_mod.fc.bias'}
+    """
+    split = {name: [p for p in name.split(".") if p not in WRAPPERS] for name in names}
+    children: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for parts in split.values():
+        for depth, part in enumerate(parts):
+            children[tuple(parts[:depth])].add(part)
+    bare: dict[str, str] = {}
+    for name, parts in split.items():
+        kept = [
+            part for depth, part in enumerate(parts)
+            if depth == len(parts) - 1 or part != DDP or len(children[tuple(parts[:depth])]) > 1
+        ]  # fmt: skip
+        short = ".".join(kept) or name
+        if short in bare:
+            raise CheckpointError(f"{path}: {bare[short]!r} and {name!r} are both {short!r}")
+        bare[short] = name
+    return bare
+
+
+def group_of(name: str) -> str:
+    """Return the layer of a tensor: its name up to the first number, else without the last part.
+
+    >>> group_of("model.layers.3.mlp.up.weight"), group_of("lm_head.weight"), group_of("scale")
+    ('model.layers.3', 'lm_head', 'scale')
+    """
+    parts = name.split(".")
+    for depth, part in enumerate(parts[:-1]):
+        if part.isdigit():
+            return ".".join(parts[: depth + 1])
+    return ".".join(parts[:-1]) or name
+
+
+def read_renames(path: Path) -> dict[str, str]:
+    """Read a mapping of renamed tensors: a TOML table `[rename]`, from names in A to names in B.
+
+    A name that ends in a dot stands for all names that begin with it.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the mapping {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"{path} is no TOML: {' '.join(str(error).split())}") from None
+    match document:
+        case {"rename": dict() as found} if len(document) == 1:  # pyright: ignore[reportUnknownVariableType]
+            table = cast("dict[str, object]", found)
+        case _:
+            raise UsageError(
+                f'{path}: expected one table [rename] of lines "name in A" = "name in B"'
+            )
+    for old, new in table.items():
+        if not isinstance(new, str) or old.endswith(".") != new.endswith("."):
+            raise UsageError(
+                f"{path}: {old!r} must be given a name (quoted, as it may hold dots); "
+                "a prefix ends in a dot on both sides"
+            )
+    return cast("dict[str, str]", table)
+
+
+def renamed(names: Mapping[str, str], renames: Mapping[str, str]) -> dict[str, str]:
+    """Return the same with names in A as they are in B; raises for an entry that meets nothing.
+
+    >>> renamed({"h.0.w": "h.0.w", "b": "b"}, {"h.": "layers.", "b": "bias"})
+    {'layers.0.w': 'h.0.w', 'bias': 'b'}
+    """
+    prefixes = sorted((old for old in renames if old.endswith(".")), key=len, reverse=True)
+    used: set[str] = set()
+    result: dict[str, str] = {}
+    for name, origin in names.items():
+        old = name if name in renames else next(filter(name.startswith, prefixes), "")
+        new = renames[old] + name[len(old) :] if old else name
+        used |= {old}
+        if new in result:
+            raise UsageError(f"{result[new]!r} and {origin!r} would both be {new!r}")
+        result[new] = origin
+    for old in renames.keys() - used:
+        raise UnknownNameError("tensor or prefix of A", old, names)
+    return result
