@@ -11,25 +11,23 @@ largest memory is read.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Run, machine, timed
 from torch import Tensor
 
 from roundoff.formats import FORMATS, round_to
 from roundoff.operators.attention.api import golden
+from roundoff.operators.attention.backward import attend_keeping, differentiate
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.engine import attend
@@ -42,9 +40,8 @@ GOLDEN_LENGTH = 16384
 SAMPLED = {"keys": 2**20, "dim": 128, "rows": 64}
 BF16 = FORMATS["bf16"]
 RECIPE_NAMES = ("fa2", "fa3-fp8-no-blocks", "paper-bf16", "paper-fp16")
+LIBRARIES = ("roundoff", "torch", "numba", "numpy")
 RESULTS = Path(__file__).parent / "results" / "attention.json"
-
-Run = Callable[[], object]
 
 
 @dataclass
@@ -79,16 +76,10 @@ class Row:
         }
 
 
-def timed(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def normal(length: int, heads: int, dim: int = DIM) -> tuple[Tensor, Tensor, Tensor]:
+def normal(length: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
-        round_to(torch.randn(1, heads, length, dim, generator=generator), BF16) for _ in range(3)
+        round_to(torch.randn(1, heads, length, DIM, generator=generator), BF16) for _ in range(3)
     )
     return q, k, v
 
@@ -145,10 +136,6 @@ def recipe_rows(threads: int) -> list[Row]:
 
 
 def backward_rows(call: Call, threads: int) -> list[Row]:
-    if importlib.util.find_spec("roundoff.operators.attention.backward") is None:
-        return []
-    from roundoff.operators.attention.backward import attend_keeping, differentiate  # noqa: PLC0415
-
     recipe = replace(RECIPES["fa2"], tile=Tile(TILE, TILE))
     _, forward = attend_keeping(recipe, call, BF16)
     dout = call.q.clone()
@@ -266,23 +253,6 @@ JOBS: dict[str, Callable[[str], dict[str, float]]] = {
 }
 
 
-def machine() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    libraries = ("roundoff", "torch", "numba", "numpy")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in libraries},
-        "load_average": os.getloadavg(),
-    }
-
-
 def show(results: dict[str, object]) -> None:
     print(f"{'':26} {'products':10} {'threads':>7} {'median s':>9} {'products s':>10} {'ratio':>6}")
     for row in results["rows"]:
@@ -325,7 +295,7 @@ def main() -> None:
     results = {
         "schema": 1,
         "problem": {"heads": HEADS, "length": LENGTH, "head_dim": DIM, "tile": TILE},
-        "machine": machine(),
+        "machine": machine(LIBRARIES),
         "rows": [row.summary() for row in rows],
         "small": small_rows(options.repeats),
         "pieces": pieces(options.repeats),

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import processor
 
 from roundoff.bench.sweep import identified, run_cells
 from roundoff.kernels import KERNELS
@@ -143,10 +144,8 @@ def where(name: str) -> dict[str, str]:
     library = LIBRARIES.get(name, name.partition("-")[0])
     version = torch.__version__ if library == "torch" else importlib.metadata.version(library)
     short = ".".join(version.split("+")[0].split(".")[:2])
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = info.partition("model name")[2].partition(":")[2].partition("\n")[0].strip()
     return {
-        "version": f"{library} {short}", "instructions": capability, "processor": model,
+        "version": f"{library} {short}", "instructions": capability, "processor": processor(),
         "date": f"{datetime.date.today()}",
     }  # fmt: skip
 

@@ -9,17 +9,15 @@ that a slow moment of the machine falls on both. The share of copy_ is the media
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import Run, machine, timed
 
 from roundoff.formats import FORMATS, round_to
 
@@ -30,8 +28,6 @@ FORMAT_NAMES = ("bf16", "fp16", "tf32", "e4m3fn", "e5m2")
 EXACT_MODES = ("nearest", "nearest-away", "toward-zero", "up", "down")
 LIBRARIES = ("roundoff", "torch", "numba", "gfloat", "pychop", "qtorch", "ml_dtypes", "numpy")
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
-
-Run = Callable[[], object]
 
 
 @dataclass
@@ -62,12 +58,6 @@ class Row:
             "gb_per_s": 8 * elements / median / 1e9,
             "share_of_copy": statistics.median(c / s for c, s in pairs),
         }
-
-
-def timed(run: Run) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def ours(x: torch.Tensor, out: torch.Tensor) -> Iterator[Row]:
@@ -186,27 +176,6 @@ def small_rows(repeats: int) -> list[dict[str, object]]:
     ]
 
 
-def machine() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    versions: dict[str, str | None] = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None
-    return {
-        "cpu": cpu,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": THREADS,
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
 def show(results: dict[str, object], summaries: list[dict[str, object]]) -> None:
     print(f"{'library':10} {'mode':13} {'format':8} {'median ms':>10} {'GB/s':>7} {'of copy_':>9}")
     for s in summaries:
@@ -237,7 +206,7 @@ def main() -> None:
     results = {
         "schema": 1,
         "elements": ELEMENTS,
-        "machine": machine(),
+        "machine": machine(LIBRARIES) | {"threads": THREADS},
         "copy_median_s": statistics.median(copies),
         "rows": summaries,
         "small": small_rows(options.repeats),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Generic, TypeVar
 
 from roundoff.errors import MissingLibraryError, UnknownNameError, UsageError
 
 T = TypeVar("T")
 
-__all__ = ["Registry", "is_installed", "lazily", "load", "require"]
+__all__ = ["Registry", "compiled_loops", "is_installed", "lazily", "load", "require"]
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -93,6 +94,12 @@ def lazily(
 def is_installed(library: str) -> bool:
     """Whether `library` can be imported, without importing it."""
     return importlib.util.find_spec(library) is not None
+
+
+@cache
+def compiled_loops(module: str) -> Any:
+    """A module of compiled loops; None without Numba, which `roundoff.formats` reports once."""
+    return importlib.import_module(module) if is_installed("numba") else None
 
 
 def require(library: str, *, extra: str, purpose: str) -> Any:

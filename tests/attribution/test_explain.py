@@ -132,6 +132,7 @@ def test_softmax_is_explained_by_the_same_code():
     assert found.verdict == "explained by torch"
     assert found.match == 1.0
     assert found.sites["sum"].choice == "fp32"
+    assert found.sites["divide"].choice == "reciprocal"
 
 
 def plain(q, k, v):

@@ -37,6 +37,15 @@ def test_a_kernel_of_ones_own_as_json(inside, mine, folder):
     )
 
 
+@pytest.mark.parametrize("option", ["--output", "--emit"])
+def test_a_place_that_cannot_be_written_gives_one_line(inside, folder, option):
+    (folder.path / "taken").write_text("")
+    asked = ("explain", "torch-softmax", "--operator", "softmax", option, "taken/here")
+    out, err = inside(*asked, status=2)
+    assert out == ""
+    assert "roundoff: cannot write taken" in err
+
+
 def test_the_table(inside):
     out, err = inside("explain", "torch-softmax", "--operator", "softmax")
     assert out.startswith("torch-softmax in bf16: explained by torch\n")

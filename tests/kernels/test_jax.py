@@ -149,7 +149,7 @@ def test_it_leaves_no_trace(draw, monkeypatch):
 
 
 def test_a_missing_library_names_its_extra(monkeypatch):
-    monkeypatch.setattr(jax_attention, "is_installed", lambda _: False)
+    monkeypatch.setattr("roundoff.kernels.kernel.is_installed", lambda _: False)
     assert KERNELS["jax-xla"].missing() == "no jax; pip install 'roundoff[jax]'"
 
 

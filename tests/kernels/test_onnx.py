@@ -5,7 +5,7 @@ import torch
 
 from roundoff.errors import KernelError
 from roundoff.formats import FORMATS
-from roundoff.kernels import KERNELS, onnx_attention
+from roundoff.kernels import KERNELS
 from roundoff.operators.attention.recipe import Logits, Normalise
 from roundoff.operators.exponentials import fma
 from roundoff.sites import INPUT, OPMATH, Accumulator
@@ -132,7 +132,7 @@ def test_a_scale_must_be_positive(draw):
 
 
 def test_missing_libraries_name_their_extra(monkeypatch):
-    monkeypatch.setattr(onnx_attention, "is_installed", lambda _: False)
+    monkeypatch.setattr("roundoff.kernels.kernel.is_installed", lambda _: False)
     reason = "no onnxruntime and no onnx; pip install 'roundoff[onnx]'"
     assert KERNELS["onnx-cpu"].missing() == reason
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from roundoff.formats import FORMATS, round_to
-from roundoff.kernels import KERNELS, triton_attention
+from roundoff.kernels import KERNELS
 from roundoff.kernels.kernel import Kernel
 from roundoff.operators import OPERATORS
 from roundoff.operators.attention.recipe import Exponential, Prescale, Tile
@@ -142,5 +142,5 @@ def test_refusals_say_why(given, reason, draw):
 
 
 def test_a_missing_library_names_its_extra(monkeypatch):
-    monkeypatch.setattr(triton_attention, "is_installed", lambda _: False)
+    monkeypatch.setattr("roundoff.kernels.kernel.is_installed", lambda _: False)
     assert KERNEL.missing() == "no triton; pip install 'roundoff[triton]'"

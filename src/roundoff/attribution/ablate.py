@@ -69,7 +69,7 @@ def ablate(
     """
     chosen = OPERATORS[operator]
     storage = get_format(format) if isinstance(format, str) else format
-    what = ablated(chosen, subject, recipe)
+    what = ablated(chosen, subject, recipe=recipe)
     draws = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     _check(storage, draws, permutations)
     given = dict(parameters or {})
@@ -153,7 +153,7 @@ def _swept(
     steps.expect(len(games) * (1 + sum(len(q.answers) for q in questions)))
     problems = [(game.problem, game.golden) for game in games]
     one = games[0]
-    return sweep(one.operator, one.recipe, questions, problems, one.names, steps)
+    return sweep(one.operator, one.recipe, questions, problems, one.names, tell=steps)
 
 
 class _Steps:

@@ -87,11 +87,16 @@ class OutputShares:
         return _sentence(self)
 
     @property
-    def closes(self) -> float:
-        """How far the parts are from adding up to 1: the error of floating-point sums."""
+    def total(self) -> float:
+        """What the parts add up to: 1, up to the error of floating-point sums."""
         parts = [site.share for site in self.sites]
         parts += [part for part in (self.carrier, self.unexplained, self.rest) if part is not None]
-        return abs(math.fsum(part.estimate for part in parts) - 1.0)
+        return math.fsum(part.estimate for part in parts)
+
+    @property
+    def closes(self) -> float:
+        """How far the total is from 1."""
+        return abs(self.total - 1.0)
 
 
 @dataclass(frozen=True, slots=True)

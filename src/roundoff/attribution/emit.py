@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 
 from roundoff.attribution.explain import Explanation
-from roundoff.errors import UsageError
 from roundoff.formats import FORMATS, Format, to_dtype
 from roundoff.registry import load
+from roundoff.store.disk import disk_errors
 
 __all__ = ["declaration", "emit"]
 
@@ -23,13 +23,10 @@ def emit(found: Explanation, folder: Path) -> list[Path]:
     """Write `repro.safetensors` and `recipe.py` into `folder`, and return their paths.
 
     The repro holds the inputs, and of the rows in which the kernel is farthest from its recipe,
-    in units of golden: their numbers, golden, the recipe's output and the kernel's.
+    in units of golden: their numbers, golden, the recipe's output and the kernel's. Raises
+    `RunError` where the folder cannot be written.
     """
     save_file: Any = load("safetensors.torch:save_file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
     example = found.residue.example
     inputs = {n: x if x.dtype == torch.bool else to_dtype(x, found.format)
               for n, x in example.inputs.items()}  # fmt: skip
@@ -39,11 +36,12 @@ def emit(found: Explanation, folder: Path) -> list[Path]:
         for name, x in (("golden", example.golden), ("recipe", example.recipe),
                         ("kernel", example.kernel))
     }  # fmt: skip
+    tensors = {n: x.cpu().contiguous() for n, x in inputs.items()} | outputs | {"rows": worst}
     repro, source = folder / "repro.safetensors", folder / "recipe.py"
-    save_file(
-        {n: x.cpu().contiguous() for n, x in inputs.items()} | outputs | {"rows": worst}, repro
-    )
-    source.write_text(declaration(found.recipe), encoding="utf-8")
+    with disk_errors("write", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, repro)
+        source.write_text(declaration(found.recipe), encoding="utf-8")
     return [repro, source]
 
 

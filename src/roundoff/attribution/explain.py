@@ -16,11 +16,11 @@ from roundoff.errors import KernelError, UsageError
 from roundoff.formats import Format, get_format
 from roundoff.kernels.user import function_kernel
 from roundoff.operators import OPERATORS
-from roundoff.operators.protocol import Label, Operator, Question
+from roundoff.operators.protocol import Label, Question
 from roundoff.records import SubjectName
-from roundoff.subjects import KernelSubject, Subject, resolve_subject
+from roundoff.subjects import KernelSubject, RecipeSubject, Subject, resolve_subject
 
-__all__ = ["Explanation", "SiteFinding", "explain", "explain_kernel"]
+__all__ = ["Explanation", "SiteFinding", "explain", "explain_subject"]
 
 Confidence = Literal["certain", "likely", "undecidable"]
 FORMATS_TRIED = "bf16", "fp16", "fp32"
@@ -29,8 +29,8 @@ ALL_BITS = 0.9998
 """The mean share of bits that ends the search."""
 HOPELESS = 0.8
 """A kernel of whose bits no more is found from a plain start is not in the space."""
-FIRST = "exponent", "weights"
-"""The groups whose probes rank the starts."""
+FIRST = 2
+"""So many groups of questions, those that are seen most easily, rank the starts."""
 ENOUGH = 8
 """Elements that must speak for an answer before it is certain."""
 CLEAR = 0.9
@@ -146,12 +146,34 @@ def explain(
     >>> found.verdict, found.sites["divide"].choice
     ('explained by safe', 'division')
     """
+    chosen = OPERATORS[operator]
     if isinstance(kernel, str):
-        name = SubjectName.parse(kernel)
-        return explain_kernel(name, operator=operator, format=format, seed=seed, threads=threads)
-    subject = KernelSubject(OPERATORS[operator], function_kernel(kernel, operator))
+        subject = resolve_subject(chosen, SubjectName.parse(kernel))
+    else:
+        subject = KernelSubject(chosen, function_kernel(kernel, operator))
+    return explain_subject(subject, format=format, seed=seed, threads=threads)
+
+
+def explain_subject(
+    subject: Subject,
+    *,
+    format: str | Format | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int = 1,
+    tell: Callable[[int], None] = lambda _: None,
+) -> Explanation:
+    """`explain` for a kernel that was looked up, on a device; what can be wrong is the same.
+
+    `tell` is called with the number of recipes run so far.
+    """
+    if isinstance(subject, RecipeSubject):
+        name = subject.recipe.name
+        raise UsageError(f"recipe:{name} is a recipe, which explains itself; expected a kernel")
     with _on(threads):
-        return _explained(subject, subject.kernel.name, format, seed=seed)
+        format, found = _asked(subject, format, seed=seed, device=device)
+        search = Search(subject.operator, subject.operator.questions(format), found, tell)
+        return _explained(subject, search, format, seed=seed, device=device)
 
 
 @contextlib.contextmanager
@@ -164,68 +186,45 @@ def _on(threads: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def explain_kernel(
-    name: SubjectName,
-    *,
-    operator: str = "attention",
-    format: str | Format | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    threads: int = 1,
-    tell: Callable[[int], None] = lambda _: None,
-) -> Explanation:
-    """`explain` for a kernel by name, run on `threads` threads.
-
-    `tell` is called with the number of recipes run so far.
-    """
-    if name.kind != "kernel":
-        raise UsageError(f"{name} is a recipe, which explains itself; expected a kernel")
-    subject = resolve_subject(OPERATORS[operator], name)
-    with _on(threads):
-        return _explained(subject, name.name, format, seed=seed, device=device, tell=tell)
-
-
 def _explained(
-    subject: Subject, name: str, wanted: str | Format | None, *, seed: int, device: str = "cpu",
-    tell: Callable[[int], None] = lambda _: None,
-) -> Explanation:  # fmt: skip
-    operator = subject.operator
-    format, found = _asked(subject, name, wanted, seed=seed, device=device)
-    search = Search(operator, operator.questions(format), found, tell)
-    recipe = _best(search, operator, found[0])
+    subject: KernelSubject, search: Search, format: Format, *, seed: int, device: str
+) -> Explanation:
+    name, recipe = subject.kernel.name, _best(search)
     sites = {q.name: _finding(search, recipe, q) for q in search.questions}
-    near, changes = _nearest(search, operator, sites, found[0])
+    near, changes = _nearest(search, sites)
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
-    residue = measure_residue(subject, operator, recipe, format, seed, device=device)
+    residue = measure_residue(subject, recipe, format, seed, device=device)
     return Explanation(
-        name, operator.name, format, recipe, near, changes, sites,
-        {w.probe.name: search.share(at, recipe) for at, w in enumerate(found)},
+        name, subject.operator.name, format, recipe, near, changes, sites,
+        {w.probe.name: search.share(at, recipe) for at, w in enumerate(search.witnesses)},
         residue, judge(residue, in_words(near, changes)),
     )  # fmt: skip
 
 
 def _asked(
-    subject: Subject, name: str, wanted: str | Format | None, *, seed: int, device: str
+    subject: KernelSubject, wanted: str | Format | None, *, seed: int, device: str
 ) -> tuple[Format, list[Witness]]:
     """The format, and what the kernel gives on its probes."""
     formats = FORMATS_TRIED if wanted is None else (wanted,)
     for format in map(get_format, formats):
         probes = subject.operator.probes(format, seed)
-        found = witnesses(subject, subject.operator, probes, device=device)
+        found = witnesses(subject, probes, device=device)
         if found:
             return format, found
+    name = subject.kernel.name
     raise KernelError(
         f"kernel {name!r} took none of the probes in {' or '.join(map(str, formats))}; "
         f"`roundoff bench --kernel {name}` shows why"
     )
 
 
-def _best(search: Search, operator: Operator, witness: Witness) -> Any:
+def _best(search: Search) -> Any:
     """The best end of a climb: from the recipes of the catalogue that start best, and from a
     plain one; the first that gives all bits ends it."""
-    known = [operator.settled(r, witness.problem) for r in operator.recipes.values()]
-    first, *others = sorted(known, key=lambda r: search.score(r, FIRST), reverse=True)[:STARTS]
-    plain = operator.settled(type(first)(name="plain", doc=""), witness.problem)
+    easiest = search.groups()[:FIRST]
+    known = [search.settled(recipe) for recipe in search.operator.recipes.values()]
+    first, *others = sorted(known, key=lambda r: search.score(r, easiest), reverse=True)[:STARTS]
+    plain = search.settled(type(first)(name="plain", doc=""))
     found: list[Any] = []
     for start in (first, plain, *others):
         found.append(search.climb(start))
@@ -248,28 +247,24 @@ def _is_clear(standing: Standing) -> bool:
     return standing.right >= ENOUGH and standing.right >= CLEAR * speak
 
 
-def _nearest(
-    search: Search, operator: Operator, sites: Mapping[str, SiteFinding], witness: Witness
-) -> tuple[str, dict[str, Label]]:  # fmt: skip
+def _nearest(search: Search, sites: Mapping[str, SiteFinding]) -> tuple[str, dict[str, Label]]:
     """The recipe of the catalogue with the fewest other answers, and those answers.
 
     An answer that no bit can tell from the recipe's is no other answer.
     """
 
     def others(known: Any) -> dict[str, Label]:
-        settled = operator.settled(known, witness.problem)
+        settled = search.settled(known)
         return {
             q.name: sites[q.name].choice
             for q in search.questions
             if q.label(settled) not in (sites[q.name].choice, *sites[q.name].equals)
         }
 
-    differences = {name: others(known) for name, known in operator.recipes.items()}
+    recipes = search.operator.recipes
+    differences = {name: others(known) for name, known in recipes.items()}
     near = min(
         differences,
-        key=lambda n: (
-            len(differences[n]),
-            -search.score(operator.settled(operator.recipes[n], witness.problem)),
-        ),
+        key=lambda n: (len(differences[n]), -search.score(search.settled(recipes[n]))),
     )
     return near, differences[near]

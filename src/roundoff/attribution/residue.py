@@ -18,8 +18,10 @@ from roundoff.subjects import Subject
 
 __all__ = ["Residue", "judge", "measure_residue"]
 
-Z = 6.0
-"""Standard errors beyond which a gain is no accident."""
+SURE, SLIGHT = 6.0, 1e-5
+"""Standard errors beyond which a gain is no accident, and the gain up to which it is no matter."""
+FLOORS, SPARE = 3.0, 1e-4
+"""A recipe may miss so many times what its order floor misses of itself, and this share beside."""
 LARGER = 1.25
 """A kernel whose rmse is this many times its recipe's has errors that no recipe explains."""
 
@@ -70,16 +72,11 @@ class Residue:
 
 
 def measure_residue(
-    subject: Subject,
-    operator: Operator,
-    recipe: Any,
-    format: Format,
-    seed: int,
-    *,
-    device: str = "cpu",
+    subject: Subject, recipe: Any, format: Format, seed: int, *, device: str = "cpu"
 ) -> Residue:
     """Run the kernel and its recipe on natural inputs; raises `KernelError` if it takes none."""
-    problem, kernel = _natural(subject, operator, format, seed, device)
+    problem, kernel = _natural(subject, format, seed, device)
+    operator = subject.operator
     output = operator.outputs[0]
     golden = operator.golden(problem)[0][output]
 
@@ -94,20 +91,19 @@ def measure_residue(
         match, null, (match - null) / (1.0 - null) if null < 1.0 else math.nan,
         _share(emulated(operator.reordered(recipe)), ours),
         theirs.rmse / mine.rmse if mine.rmse else math.nan, apart.gain, apart.gain_se,
-        _share(testify(subject, operator, problem), kernel), kernel.numel(),
+        _share(testify(subject, problem), kernel), kernel.numel(),
         Example(problem.inputs, golden, ours, kernel, operator.row_axes[output]),
     )  # fmt: skip
 
 
-def _natural(
-    subject: Subject, operator: Operator, format: Format, seed: int, device: str
-) -> tuple[Problem, Tensor]:
+def _natural(subject: Subject, format: Format, seed: int, device: str) -> tuple[Problem, Tensor]:
     """The first natural problem that the kernel takes, and its output there."""
+    operator = subject.operator
     refused: list[str] = []
     for given in operator.natural():
         problem = operator.draw(operator.settle(given), format, seed).to(device)
         try:
-            return problem, testify(subject, operator, problem)
+            return problem, testify(subject, problem)
         except (KernelError, UnsupportedError) as error:
             refused.append(str(error))
     raise KernelError(f"the kernel takes no natural inputs in {format.name}: {refused[0]}")
@@ -131,13 +127,12 @@ def judge(residue: Residue, recipe: str) -> str:
     >>> judge(Residue(**shares, err_ratio=2.0, gain=-3e-3, gain_se=1e-5, **rest), "fa2")
     'biased: beside fa2, its outputs are stretched by -0.003 (standard error 1e-05)'
     """
-    floor = 1.0 - residue.order_floor
-    if abs(residue.gain) > Z * residue.gain_se and abs(residue.gain) > 1e-5:
+    if abs(residue.gain) > max(SURE * residue.gain_se, SLIGHT):
         return (
             f"biased: beside {recipe}, its outputs are stretched by {residue.gain:.2g} "
             f"(standard error {residue.gain_se:.1g})"
         )
-    if 1.0 - residue.match <= 3.0 * floor + 1e-4:
+    if 1.0 - residue.match <= FLOORS * (1.0 - residue.order_floor) + SPARE:
         return f"explained by {recipe}"
     if not residue.err_ratio <= LARGER:
         return f"{residue.err_ratio:.2g} times larger than any recipe explains"

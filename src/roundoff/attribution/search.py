@@ -47,6 +47,10 @@ class Search:
     tell: Callable[[int], None] = lambda _: None
     _scores: dict[tuple[int, Any], float] = field(default_factory=dict[tuple[int, Any], float])
 
+    def settled(self, recipe: Any) -> Any:
+        """A recipe as it stands on the first probe, with its tile put in: where a climb begins."""
+        return self.operator.settled(recipe, self.witnesses[0].problem)
+
     def outputs(self, recipe: Any, witness: Witness) -> Tensor:
         """What `recipe` gives on a probe; raises `UnsupportedError` if it cannot."""
         outputs, _ = self.operator.run(recipe, witness.problem)
@@ -125,7 +129,7 @@ class Search:
         return list(dict.fromkeys(q.group for q in self.questions))
 
     def variants(
-        self, recipe: Any, group: str, fixed: Mapping[str, Answer] | None = None
+        self, recipe: Any, group: str, *, fixed: Mapping[str, Answer] | None = None
     ) -> Iterator[Any]:
         """The recipe under every combination of answers in a group; `fixed` answers stay."""
         asked = [q for q in self.questions if q.group == group]
@@ -147,7 +151,7 @@ class Search:
         for answer in question.answers:
             if answer.label == chosen:
                 continue
-            rivals = self.variants(recipe, question.group, {question.name: answer})
+            rivals = self.variants(recipe, question.group, fixed={question.name: answer})
             best = max(rivals, key=lambda r: self.score(r, [question.group]), default=None)
             if best is not None and self.score(best, [question.group]) >= 0:
                 yield answer.label, best

@@ -31,7 +31,7 @@ class Ablated:
         return f"kernel:{self.kernel.kernel.name}"
 
 
-def ablated(operator: Operator, subject: Any, recipe: str | None = None) -> Ablated:
+def ablated(operator: Operator, subject: Any, *, recipe: str | None = None) -> Ablated:
     """The recipe or kernel that `subject` means, by value or by name.
 
     A kernel that cannot run here is ablated as its recipe alone, with a note that says so.

@@ -33,7 +33,8 @@ def output_shares(
     name: str, recipe: Any, storage: Format, found: Sequence[Measured], at: int, elements: int
 ) -> OutputShares:
     """One output, number `at` of the values, taken apart over all seeds."""
-    totals = [_total(m, name, at) for m in found]
+    own = [_of_subject(m, name, at) for m in found]
+    totals = [float(values[ERROR]) for values in own]
 
     def share(part: Callable[[Measured], Array | float]) -> Interval:
         return t_interval(_over(_error(part(m), at), t) for m, t in zip(found, totals, strict=True))
@@ -43,7 +44,7 @@ def output_shares(
     return OutputShares(
         name=name,
         rmse=t_interval(math.sqrt(total / elements) for total in totals),
-        gain=t_interval(_gain(m, name, at) for m in found),
+        gain=t_interval(float(values[GAIN]) for values in own),
         sites=sites,
         carrier=share(lambda m: m.own - m.everyone),
         unexplained=t_interval(
@@ -58,17 +59,10 @@ def output_shares(
     )  # fmt: skip
 
 
-def _total(measured: Measured, name: str, at: int) -> float:
-    """The squared error of the subject itself: of the kernel, where there is one."""
+def _of_subject(measured: Measured, name: str, at: int) -> Array:
+    """The values of the subject itself: of the kernel, where there is one."""
     kernel = measured.against
-    values = kernel.figures[name] if kernel and name in kernel.figures else measured.own[at]
-    return float(values[ERROR])
-
-
-def _gain(measured: Measured, name: str, at: int) -> float:
-    kernel = measured.against
-    values = kernel.figures[name] if kernel and name in kernel.figures else measured.own[at]
-    return float(values[GAIN])
+    return kernel.figures[name] if kernel and name in kernel.figures else measured.own[at]
 
 
 def _sum(parts: Iterable[Array], measured: Measured) -> Array:

@@ -51,6 +51,7 @@ def sweep(
     questions: Sequence[Question],
     problems: Sequence[tuple[Problem, Outputs]],
     names: tuple[str, ...],
+    *,
     tell: Callable[[], None] = lambda: None,
 ) -> list[Swept]:
     """Every answer to every question, each alone, on problems with their golden outputs.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from roundoff.errors import KernelError, UnsupportedError
-from roundoff.operators.protocol import Operator, Probe, Problem
+from roundoff.operators.protocol import Probe, Problem
 from roundoff.subjects import Subject
 
 __all__ = ["Witness", "same", "testify", "witnesses"]
@@ -23,24 +23,26 @@ class Witness:
     output: Tensor
 
 
-def testify(subject: Subject, operator: Operator, problem: Problem) -> Tensor:
-    """The kernel's first output at the problem's rows, in float64."""
+def testify(subject: Subject, problem: Problem) -> Tensor:
+    """The kernel's first output at the problem's rows, in float64.
+
+    Raises `UnsupportedError` for a problem that it does not take, `KernelError` if it fails.
+    """
+    operator = subject.operator
     if reason := subject.refuses(problem):
         raise UnsupportedError(reason)
     golden, _ = operator.golden(problem)
     return subject.run(problem, golden).outputs[operator.outputs[0]].double()
 
 
-def witnesses(
-    subject: Subject, operator: Operator, probes: Iterable[Probe], *, device: str = "cpu"
-) -> list[Witness]:
+def witnesses(subject: Subject, probes: Iterable[Probe], *, device: str = "cpu") -> list[Witness]:
     """What the kernel gives on each probe that it takes in some shape; the others are left out."""
     found: list[Witness] = []
     for probe in probes:
         for make in probe.problems:
             problem = make().to(device)
             try:
-                found.append(Witness(probe, problem, testify(subject, operator, problem)))
+                found.append(Witness(probe, problem, testify(subject, problem)))
             except (KernelError, UnsupportedError):
                 continue
             break

@@ -31,6 +31,7 @@ _HELP = {
     "bench": "Sweep kernels and recipes over formats, lengths, tiles and inputs.",
     "explain": "Find which recipe a kernel follows, and what is left unexplained.",
     "ablate": "Restore each rounding site to exact: which causes which share of the deviation.",
+    "train": "Train a baseline and arms that differ in one thing each, and compare their weights.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
 }
@@ -55,6 +56,14 @@ How many bits of your kernel a recipe explains:
     "explain": """    roundoff explain torch-cpu-flash
 
     roundoff explain mine.py:attention --emit repro
+""",
+    "train": """    roundoff train --candidate fa2@bf16 --yardsticks ulp,rerun,bf16
+
+    roundoff train --workload text-to-image --baseline torch-math --candidate torch-cpu-flash
+
+A model and a patch of yours:
+
+    roundoff train --workload mine.py:build --candidate mine.py:patch
 """,
     "ablate": """Parameters of the operator are options too, as in `bench`, with one value each.
 

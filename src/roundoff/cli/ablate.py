@@ -163,9 +163,7 @@ def _lines(shares: OutputShares) -> Iterator[Line]:
         yield ("not explained", "by the recipe", percent(shares.unexplained), "", "", "", "")
     if abs(shares.rest.estimate) >= WORTH_TELLING / 100:
         yield ("rest", "all sites exact", percent(shares.rest), "", "", "", "")
-    parts = [site.share.estimate for site in shares.sites]
-    parts += [p.estimate for p in (shares.carrier, shares.unexplained, shares.rest) if p]
-    yield ("sum", "", f"{100 * sum(parts):.0f} %", "", "", "", "")
+    yield ("sum", "", f"{100 * shares.total:.0f} %", "", "", "", "")
 
 
 def _counts(site: SiteShare) -> bool:

@@ -9,10 +9,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from roundoff.attribution.emit import emit
-from roundoff.attribution.explain import Explanation, SiteFinding, explain_kernel
+from roundoff.attribution.explain import Explanation, SiteFinding, explain_subject
 from roundoff.cli.terminal import command_line, counting, messages, print_json, print_table
+from roundoff.operators import OPERATORS
 from roundoff.records import SubjectName
+from roundoff.store.disk import replace_file
 from roundoff.store.json import dumps
+from roundoff.subjects import resolve_subject
 
 __all__ = ["explain_command"]
 
@@ -64,19 +67,14 @@ def explain_command(
         Print one JSON document on standard output.
     """
     name = SubjectName("kernel", kernel, layout, seq_multiple)
+    subject = resolve_subject(OPERATORS[operator], name)
     with counting("recipes tried") as tell:
-        found = explain_kernel(
-            name,
-            operator=operator,
-            format=format,
-            seed=seed,
-            device=device,
-            threads=threads,
-            tell=tell,
+        found = explain_subject(
+            subject, format=format, seed=seed, device=device, threads=threads, tell=tell
         )
     document = found.to_record() | {"command": command_line()}
     if output is not None:
-        output.write_text(dumps(document) + "\n", encoding="utf-8")
+        replace_file(output, dumps(document) + "\n")
     written = emit(found, emit_to) if emit_to is not None else []
     if json:
         print_json("explain", document)

@@ -1,12 +1,15 @@
 """Real kernels: adapters that call what people train with, each imported only when used.
 
-    kernel.py         Kernel, and what a kernel may refuse
+    kernel.py         Kernel, and what it may say of itself
+    limits.py         what an attention kernel supports, as data
+    gradients.py      an attention kernel's gradients, through autograd
     torch_sdpa.py     torch's scaled_dot_product_attention, one row a back-end
     torch_flex.py     compiled FlexAttention
     torch_softmax.py  torch.softmax
     jax_attention.py  JAX on XLA
     onnx_attention.py ONNX Runtime
-    triton_attention.py  our kernel in `triton_flash`, compiled or interpreted
+    triton_attention.py  our kernel in `triton_flash` (its gradients in `triton_flash_backward`),
+                      compiled or interpreted
     flash_attn.py     the flash-attn package
     announced.py      the proof of what ran, for libraries that torch's profiler does not see
     user.py           any `module:function`: `loading` imports it, `source` says what it is made

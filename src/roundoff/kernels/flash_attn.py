@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from roundoff.kernels.kernel import Call, Kernel, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, needs_cuda, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
-from roundoff.registry import is_installed, require
+from roundoff.registry import is_installed, load
 
 __all__ = ["FLASH_ATTN"]
 
@@ -24,13 +22,13 @@ _LIMITS = Limits(
 
 
 def _bind(problem: Problem) -> Call:
-    package = require("flash_attn", extra="cuda", purpose="kernel flash-attn")
+    attend: Any = load("flash_attn:flash_attn_func")
     attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name].transpose(1, 2) for name in "qkv")
     width = attention.mask.width
 
     def call() -> Outputs:
-        out: Any = package.flash_attn_func(
+        out: Any = attend(
             q, k, v, softmax_scale=attention.scale, causal=attention.mask.causal,
             window_size=(-1, -1) if width is None else (width - 1, 0),
         )  # fmt: skip
@@ -48,8 +46,8 @@ def _refuses(problem: Problem) -> str | None:
 
 
 def _missing() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device (and a CUDA build of torch)"
+    if reason := needs_cuda():
+        return reason
     return None if is_installed("flash_attn") else "no flash-attn; pip install flash-attn"
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from roundoff.errors import KernelError
 from roundoff.kernels.announced import announced
-from roundoff.kernels.kernel import Call, Kernel, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, needs, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.call import Call as Attention
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
-from roundoff.registry import is_installed, require
+from roundoff.registry import require
 
 __all__ = ["XLA"]
 
@@ -123,16 +123,12 @@ def _refuses(problem: Problem) -> str | None:
     return "a row that sees no key (takes rows that see one)"
 
 
-def _missing() -> str | None:
-    return None if is_installed("jax") else "no jax; pip install 'roundoff[jax]'"
-
-
 XLA = Kernel(
     name="jax-xla",
     operator="attention",
     doc="jax.nn.dot_product_attention on XLA, compiled (a new shape compiles for a second)",
     bind=_bind,
-    missing=_missing,
+    missing=needs("jax", extra="jax"),
     refuses=_refuses,
     expects=(f"{_EVENT}{_MODULE}",),
 )

@@ -13,16 +13,41 @@ from roundoff.errors import KernelError
 from roundoff.formats import to_dtype
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Outputs, Problem
+from roundoff.registry import is_installed
 
-__all__ = ["Call", "Kernel", "check_outputs", "runs_anywhere", "stored_inputs", "takes"]
+__all__ = [
+    "Call",
+    "Kernel",
+    "check_outputs",
+    "needs",
+    "needs_cuda",
+    "runs_anywhere",
+    "stored_inputs",
+    "takes",
+]
 
 Call = Callable[[], Outputs]
 """A kernel bound to its inputs: nothing is left to convert or to build, so it can be timed."""
 
 
 def runs_anywhere() -> str | None:
-    """For kernels that need nothing but torch on the CPU."""
+    """The `missing` of a kernel that needs nothing but torch on the CPU."""
     return None
+
+
+def needs_cuda() -> str | None:
+    """The `missing` of a kernel that torch brings along for CUDA."""
+    return None if torch.cuda.is_available() else "no CUDA device, or no CUDA build of torch"
+
+
+def needs(*libraries: str, extra: str) -> Callable[[], str | None]:
+    """The `missing` of a kernel of libraries that one extra of roundoff installs."""
+
+    def missing() -> str | None:
+        lacking = " and no ".join(name for name in libraries if not is_installed(name))
+        return f"no {lacking}; pip install 'roundoff[{extra}]'" if lacking else None
+
+    return missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from roundoff.errors import KernelError
 from roundoff.kernels.announced import announced
-from roundoff.kernels.kernel import Call, Kernel, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, needs, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.call import Call as Attention
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
-from roundoff.registry import is_installed, require
+from roundoff.registry import require
 
 __all__ = ["CPU"]
 
@@ -101,17 +101,12 @@ def _refuses(problem: Problem) -> str | None:
     return _LIMITS.refuse(problem)
 
 
-def _missing() -> str | None:
-    lacking = [name for name in ("onnxruntime", "onnx") if not is_installed(name)]
-    return f"no {' and no '.join(lacking)}; pip install 'roundoff[onnx]'" if lacking else None
-
-
 CPU = Kernel(
     name="onnx-cpu",
     operator="attention",
     doc="ONNX Runtime's Attention (opset 23) on the CPU",
     bind=_bind,
-    missing=_missing,
+    missing=needs("onnxruntime", "onnx", extra="onnx"),
     refuses=_refuses,
     expects=(_EVENT,),
 )

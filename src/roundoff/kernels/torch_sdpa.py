@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from roundoff.kernels.gradients import leaves_of, with_gradients
-from roundoff.kernels.kernel import Call, Kernel, runs_anywhere, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, needs_cuda, runs_anywhere, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operands import shared_heads
@@ -89,10 +89,6 @@ def _cpu_flash(problem: Problem) -> Call:
     return call
 
 
-def _needs_cuda() -> str | None:
-    return None if torch.cuda.is_available() else "no CUDA device (and a CUDA build of torch)"
-
-
 def _row(
     name: str, doc: str, bind: Bind, event: str, limits: Limits,
     *, missing: Callable[[], str | None] = runs_anywhere,
@@ -123,15 +119,15 @@ CUDA_FLASH = _row(
     "torch-cuda-flash", "torch's FlashAttention-2 for CUDA",
     _sdpa("torch-cuda-flash", SDPBackend.FLASH_ATTENTION), "flash_attention",
     Limits(("bf16", "fp16"), masks=("none", "causal"), other_v_dim=False, device="cuda"),
-    missing=_needs_cuda,
+    missing=needs_cuda,
 )  # fmt: skip
 CUDA_EFFICIENT = _row(
     "torch-cuda-efficient", "torch's memory-efficient attention (cutlass) for CUDA",
     _sdpa("torch-cuda-efficient", SDPBackend.EFFICIENT_ATTENTION), "efficient_attention",
-    Limits(masks=_STRUCTURED, grouped_heads=False, device="cuda"), missing=_needs_cuda,
+    Limits(masks=_STRUCTURED, grouped_heads=False, device="cuda"), missing=needs_cuda,
 )  # fmt: skip
 CUDA_CUDNN = _row(
     "torch-cuda-cudnn", "cuDNN's attention as torch calls it",
     _sdpa("torch-cuda-cudnn", SDPBackend.CUDNN_ATTENTION), "cudnn_attention",
-    Limits(("bf16", "fp16"), masks=_STRUCTURED, device="cuda"), missing=_needs_cuda,
+    Limits(("bf16", "fp16"), masks=_STRUCTURED, device="cuda"), missing=needs_cuda,
 )  # fmt: skip

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from roundoff.kernels.announced import announced
-from roundoff.kernels.kernel import Call, Kernel, stored_inputs
+from roundoff.kernels.kernel import Call, Kernel, needs, stored_inputs
 from roundoff.kernels.limits import Limits
 from roundoff.operators.attention.call import Call as Attention
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.exponentials import LOG2_E
 from roundoff.operators.protocol import Outputs, Problem
-from roundoff.registry import is_installed, load, require
+from roundoff.registry import load, require
 
 __all__ = ["TUTORIAL"]
 
@@ -51,19 +51,19 @@ def _bind(problem: Problem) -> Call:
     attention, stored = call_of(problem), stored_inputs(problem)
     q, k, v = (stored[name].contiguous() for name in "qkv")
     dout = stored["dout"].contiguous() if "dout" in stored else None
-    interpreted = q.device.type == "cpu"
+    how = "interpreted" if _is_interpreted(attention) else "compiled"
 
     def call() -> Outputs:
         out = torch.empty_like(q)
         lse = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
-        launch = functools.partial(_launch, attention, interpreted)
+        launch = functools.partial(_launch, attention)
         launch("triton_flash:attention_forward", (q, k, v, out, lse), attention.scale * LOG2_E)
         found = {"out": out, "lse": lse * math.log(2)}
         if dout is None:
             return found
         return found | _gradients(launch, attention, (q, k, v, out, dout, lse))
 
-    return announced(f"{_EVENT} {'interpreted' if interpreted else 'compiled'}", call)
+    return announced(f"{_EVENT} {how}", call)
 
 
 def _gradients(
@@ -74,25 +74,33 @@ def _gradients(
     arguments = q, k * (call.scale * LOG2_E), *rest
     dq, each = torch.empty_like(q), q.new_empty(2, *q.shape[:2], *k.shape[2:])
     backward = "triton_flash_backward:gradients_of_"
-    launch(f"{backward}keys", (*arguments, *each), call.scale, rows=OTHERS, keys=OWN, own=OWN)
-    launch(f"{backward}queries", (*arguments, dq), math.log(2), rows=OWN, keys=OTHERS)
+    launch(f"{backward}keys", (*arguments, *each), call.scale, tile=(OTHERS, OWN), over_keys=True)
+    launch(f"{backward}queries", (*arguments, dq), math.log(2), tile=(OWN, OTHERS))
     if k.shape[1] != q.shape[1]:
         grouped = each.float().view(2, q.shape[0], k.shape[1], -1, *k.shape[2:])
         each = grouped.sum(3).to(q.dtype)
     return {"dq": dq, "dk": each[0], "dv": each[1]}
 
 
+def _is_interpreted(call: Attention) -> bool:
+    return call.q.device.type == "cpu"
+
+
 def _launch(
-    call: Attention, interpreted: bool, name: str, tensors: tuple[Tensor, ...], scale: float, *,
-    rows: int = ROWS, keys: int = KEYS, own: int | None = None,
+    call: Attention, name: str, tensors: tuple[Tensor, ...], scale: float, *,
+    tile: tuple[int, int] = (ROWS, KEYS), over_keys: bool = False,
 ) -> None:  # fmt: skip
-    """Run a kernel over blocks of `rows` queries, or of `own` keys, of every query head."""
+    """Run a kernel over the blocks of queries (or of keys) of every query head.
+
+    `tile` is (queries, keys), of which it has one to itself and walks along the other.
+    """
     language = require("triton.language", extra="triton", purpose="kernel triton-tutorial")
     (q_len, kv_len), (batch, heads) = call.lengths, call.q.shape[:2]
     shift = kv_len - q_len if call.mask.kind == "causal-lower-right" else 0
-    blocks = math.ceil(kv_len / own) if own else math.ceil(q_len / rows)
+    rows, keys = tile
+    blocks = math.ceil(kv_len / keys) if over_keys else math.ceil(q_len / rows)
     dtype = tensors[0].dtype
-    _kernel(name, interpreted)[blocks, batch * heads](
+    _kernel(name, _is_interpreted(call))[blocks, batch * heads](
         *tensors, heads, call.k.shape[1], q_len, kv_len, scale, shift,
         D=call.q.shape[-1], ROWS=rows, KEYS=keys, CAUSAL=call.mask.causal,
         WEIGHTS=language.float32 if dtype == torch.float32 else language.float16,
@@ -108,16 +116,12 @@ def _refuses(problem: Problem) -> str | None:
     return _LIMITS.refuse(problem)
 
 
-def _missing() -> str | None:
-    return None if is_installed("triton") else "no triton; pip install 'roundoff[triton]'"
-
-
 TUTORIAL = Kernel(
     name="triton-tutorial",
     operator="attention",
     doc="flash attention in Triton as its tutorial writes it (interpreted on a CPU: slow)",
     bind=_bind,
-    missing=_missing,
+    missing=needs("triton", extra="triton"),
     refuses=_refuses,
     expects=(_EVENT,),
 )

@@ -196,7 +196,11 @@ inner: Any = numba.njit(nogil=True, _nrt=False)  # pyright: ignore[reportCallIss
 
 
 def compiled(function: Callable[..., None]) -> Any:
-    """Numba's, kept on disk where there is a folder to write to."""
+    """Numba's, kept on disk where there is a folder to write to.
+
+    What is kept is looked up by this function's own file: after a change in another that it
+    calls into, touch it, or the old loops go on running.
+    """
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder to write the cache to: compile in every process

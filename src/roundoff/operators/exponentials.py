@@ -6,17 +6,15 @@ Float32 tensors on the CPU take the twins of `_numba.py`, which give the same bi
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from roundoff.registry import Registry, is_installed
+from roundoff.registry import Registry, compiled_loops
 from roundoff.sites import Exponential
 
 __all__ = [
@@ -28,6 +26,8 @@ __all__ = [
     "fma_rows",
     "singles",
 ]
+
+_twins = partial(compiled_loops, "roundoff.operators._numba")
 
 LOG2_E = 1.4426950408889634
 LARGEST, SMALLEST = 88.72283172607422, -87.33654022216797  # ln of the largest and smallest normal
@@ -295,9 +295,3 @@ def fma_rows(a: Tensor, b: float, c: Tensor) -> Tensor:
 def _is_plain(x: Tensor) -> bool:
     """Whether Numba can read `x`: memory of the CPU, no subclass and no compiler's stand-in."""
     return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
-
-
-@cache
-def _twins() -> Any:
-    """The module of fast twins; None without Numba, which `roundoff.formats` reports."""
-    return importlib.import_module("roundoff.operators._numba") if is_installed("numba") else None

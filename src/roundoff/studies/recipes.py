@@ -8,7 +8,7 @@ So each claim is told with the null, the lift over it, and that floor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from roundoff.bench.plan import Plan, Sweep
 from roundoff.operators.attention.catalogue import RECIPES
@@ -21,37 +21,36 @@ __all__ = ["STUDY", "evidence", "evidence_plan"]
 ODD = ("1", "7", "33", "100", "257", "513", "1000", "1025", "2048", "4096")
 SHORT = ("1", "33", "257", "512", "1025")
 MASKED = ("33", "257", "1025")
-SLOPES = (
-    "33",
-    "191",
-    "192",
-    "257",
-    "768",
-    "1025",
-)  # torch CPU flash changes its tile at 192 and 768
+GRADIENTS = ("33", "191", "192", "257", "768", "1025")
+"""Of gradients: torch's CPU flash changes its tile at 192 and 768."""
 LONG = ("8192",)
 FORMATS = ("bf16", "fp16")
 SLACK = 2
 FOLLOWED = ("torch-math", "torch-math-reduced", "torch-cpu-flash")
 
 
-def _plan(lengths: tuple[str, ...], seeds: int) -> Plan:
+def _plan(lengths: tuple[str, ...]) -> Plan:
     plain = {
         "seq_len": lengths,
         "mask": ("none", "causal"),
         "inputs": ("normal", "normal:2", "normal:4"),
     }
     masked = {"seq_len": MASKED, "mask": ("boolean", "additive", "window:100")}
+    return _held(FOLLOWED, (plain, masked))
+
+
+def _held(names: Iterable[str], sweeps: Iterable[Mapping[str, tuple[str, ...]]]) -> Plan:
+    """Each recipe beside its kernel, and beside itself with its sums in another order."""
     return Plan(sweep=tuple(
         Sweep.model_validate({
-            "baseline": baseline, "recipes": (recipe,), "axes": axes, "seeds": seeds,
+            "baseline": baseline, "recipes": (recipe,), "axes": axes, "seeds": 1,
             "formats": FORMATS,
         })
-        for name in FOLLOWED
+        for name in names
         for baseline, recipe in (
             (f"kernel:{name}", name), (f"recipe:{name}", f"{name}~reordered"),
         )
-        for axes in (plain, masked)
+        for axes in sweeps
     ))  # fmt: skip
 
 
@@ -69,21 +68,12 @@ def evidence_plan(name: str) -> Plan:
     if RECIPES[name].backward is not None:
         differentiated = {"gradients": ("yes",), "heads": ("4",), "mask": ("none", "causal")}
         sweeps += (
-            differentiated | {"seq_len": SLOPES, "inputs": ("normal", "normal:4")},
+            differentiated | {"seq_len": GRADIENTS, "inputs": ("normal", "normal:4")},
             differentiated | {"seq_len": MASKED, "kv_heads": ("2",), "head_dim": ("32", "128")},
         )
         if name != "triton-tutorial":  # interpreted, so that long ones take many minutes
             sweeps += (differentiated | {"seq_len": LONG, "heads": ("1",), "rows": ("64",)},)
-    return Plan(sweep=tuple(
-        Sweep.model_validate({
-            "baseline": baseline, "recipes": (recipe,), "axes": axes, "seeds": 1,
-            "formats": FORMATS,
-        })
-        for baseline, recipe in (
-            (f"kernel:{name}", name), (f"recipe:{name}", f"{name}~reordered"),
-        )
-        for axes in sweeps
-    ))  # fmt: skip
+    return _held((name,), sweeps)
 
 
 def evidence(rows: Frame, name: str, output: str = "out") -> Frame:
@@ -160,7 +150,7 @@ STUDY = Study(
     name="recipes",
     source="the kernels of this machine",
     doc="Do the recipes that can be run here follow their kernels, bit for bit?",
-    presets={"quick": lambda: _plan(SHORT, 1), "full": lambda: _plan(ODD, 1)},
+    presets={"quick": lambda: _plan(SHORT), "full": lambda: _plan(ODD)},
     claims=(
         _follows("torch-math", exactly=True),
         _follows("torch-math-reduced", exactly=True),

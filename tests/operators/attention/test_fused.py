@@ -22,6 +22,8 @@ from roundoff.operators.attention.recipe import (
 from roundoff.operators.attention.steps import Block
 from roundoff.sites import Accumulator, Quantizer
 
+from .paths import CALLS, same_bits
+
 pytest.importorskip("numba", reason="the fast path needs numba")
 BF16, FP16, FP32, E4M3 = (FORMATS[n] for n in ("bf16", "fp16", "fp32", "e4m3fn"))
 
@@ -32,14 +34,7 @@ def taken(recipe, storage=BF16):
 
 TAKEN = [name for name in RECIPES if taken(RECIPES[name])]
 CASES = [
-    {"n": 70},
-    {"n": 1},
-    {"n": 300, "d": 64, "mask": "causal"},
-    {"n": 100, "m": 257, "mask": "window:40"},
-    {"n": 60, "m": 30, "mask": "causal-lower-right"},
-    {"n": 130, "mask": "boolean", "batch": 2},
-    {"n": 40, "spread": 20.0},
-    {"n": 33, "d": 8, "dv": 24, "heads": 4, "kv_heads": 2},
+    *CALLS,
     {"n": 50, "rows": [0, 17, 49]},
     {"n": 129, "m": 97, "d": 1, "dv": 1},  # a last tile of one key
 ]
@@ -64,12 +59,6 @@ VARIANTS = {
     "tile of one": replace(BASE, tile=Tile(1)),
     "wide tile": replace(BASE, tile=Tile(200)),
 }
-
-
-def same_bits(a, b):
-    """NaN is NaN; all else bit for bit."""
-    equal = a.view(torch.int32) == b.view(torch.int32)
-    return bool((equal | (a.isnan() & b.isnan())).all())
 
 
 def both(recipe, call, monkeypatch, storage=BF16):

@@ -14,6 +14,8 @@ from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.recipe import Exponential, Logits, Prescale, Recipe, Tile
 from roundoff.sites import Accumulator
 
+from .paths import CALLS, same_bits
+
 pytest.importorskip("numba", reason="the fast path needs numba")
 BF16, FP16, FP32, E4M3 = (FORMATS[n] for n in ("bf16", "fp16", "fp32", "e4m3fn"))
 WITH_BACKWARD = [name for name, recipe in RECIPES.items() if recipe.backward is not None]
@@ -31,14 +33,7 @@ def taken(recipe, storage=BF16):
 
 
 CASES = [
-    {"n": 70},
-    {"n": 1},
-    {"n": 300, "d": 64, "mask": "causal"},
-    {"n": 100, "m": 257, "mask": "window:40"},
-    {"n": 60, "m": 30, "mask": "causal-lower-right"},
-    {"n": 130, "mask": "boolean", "batch": 2},
-    {"n": 40, "spread": 20.0},
-    {"n": 33, "d": 8, "dv": 24, "heads": 4, "kv_heads": 2},
+    *CALLS,
     {"n": 150, "rows": [0, 17, 49, 50, 149]},
     {"n": 60, "heads": 6, "kv_heads": 2, "mask": "boolean"},
     {"n": 97, "m": 41, "heads": 1},  # a last tile of one query, or of one key
@@ -70,13 +65,6 @@ def upstream(call, scale=1.0):
     shape = (*call.q.shape[:2], len(call.rows), call.v.shape[-1])
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * scale
     return drawn.bfloat16().float()
-
-
-def same_bits(a, b):
-    """NaN is NaN; all else bit for bit."""
-    bits = torch.int32 if a.dtype == torch.float32 else torch.int64
-    equal = a.view(bits) == b.view(bits)
-    return bool((equal | (a.isnan() & b.isnan())).all())
 
 
 def both(recipe, call, monkeypatch, dout=None, kept=None):

@@ -1,8 +1,8 @@
 """Recipes against the kernels that they describe, on this CPU.
 
 The share of bit-identical output elements: all of them for torch's math back-end; for CPU
-flash the order of sums inside a matrix product is unknown, so a few in a million (bf16) to
-a few in ten thousand (fp16) differ.
+flash the order of sums inside a matrix product is unknown, so at most a few in ten thousand differ
+(docs/recipes.md has the recorded shares).
 """
 
 from dataclasses import replace
@@ -134,8 +134,6 @@ def test_torch_cpu_flash(format, least, case, make_call):
 @only_avx512
 def test_the_choices_of_cpu_flash_are_each_needed(make_call):
     """A recipe that differs in one place explains less: the match is no accident."""
-    from dataclasses import replace
-
     call = make_call(n=600, d=64, heads=1)
     theirs, _ = flash_kernel(call, "bf16")
     recipe = RECIPES["torch-cpu-flash"]

@@ -16,35 +16,32 @@ import numba
 import numpy as np
 
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._numba import LOG2_E, compiled, compiled_for_threads, inner
 from roundoff.operators._vector import fma, wide
-from roundoff.operators.attention._product import add_up, add_up_together, put_sure
-from roundoff.operators.attention._tile import (
+from roundoff.operators.attention._places import (
     ARGUMENT,
-    AT_ONCE,
     BASE_2,
     BY_FMA,
+    DIFFERENCE,
+    DP,
+    DS,
     EXP,
-    HIGH,
-    LOG2_E,
+    FACTOR_OF_DS,
+    ONTO_DS,
     PLAIN,
+    SCALED_DS,
     SUBTRACT,
     TIMES_LOG2_E,
     WAITING,
     WEIGHTS,
-    hide,
-    powers,
-    put_all,
-    scaled,
 )
+from roundoff.operators.attention._product import add_up, add_up_together
+from roundoff.operators.attention._rounded import put_all, put_sure
+from roundoff.operators.attention._tile import AT_ONCE, HIGH, hide, powers, scaled
 
 __all__ = ["add_up", "add_up_together", "differentiate", "differentiate_together", "threads"]
 
 _F, _I = np.float32, np.int32
-
-# Rows of `plans` beyond those of `_tile`, and entries of `settings`.
-DP, DIFFERENCE, DS, SCALED_DS = range(12, 16)
-FACTOR, ONTO_DS = 13, 14
 
 
 @inner
@@ -95,7 +92,7 @@ def _gradient(P, dP, delta, plans, settings):
         y[i] = _F(x[i] * y[i])
     put_sure(y, plans[DS])
     if settings[ONTO_DS] != 0:
-        c = settings[FACTOR]
+        c = settings[FACTOR_OF_DS]
         for i in range(y.size):
             y[i] = _F(y[i] * c)
         put_sure(y, plans[SCALED_DS])

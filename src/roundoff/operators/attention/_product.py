@@ -17,40 +17,19 @@ import numpy as np
 from roundoff.formats._numba import threads
 from roundoff.operators._numba import compiled, compiled_for_threads, inner
 from roundoff.operators._vector import wide
-from roundoff.operators.attention._tile import (
-    AT_ONCE,
-    BY_DROPPING,
-    IN_FULL,
-    OUT,
-    PRODUCT,
-    dropped,
-    put_all,
-    take_in,
-    take_in_together,
-)
+from roundoff.operators.attention._places import OUT, PRODUCT
+from roundoff.operators.attention._rounded import put_sure
+from roundoff.operators.attention._tile import AT_ONCE, take_in, take_in_together
 
 __all__ = [
     "add_up",
     "add_up_together",
-    "put_sure",
     "take_in",
     "take_in_together",
     "threads",
 ]
 
-_F, _I = np.float32, np.int32
-
-
-@inner
-def put_sure(x, plan):
-    """Like `put_all`, for values among which there may be NaN."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for i in range(x.size):
-            x[i] = x[i] if x[i] != x[i] else dropped(x[i], last)
-    elif plan[0] == IN_FULL:
-        put_all(x, plan)
+_F = np.float32
 
 
 @inner

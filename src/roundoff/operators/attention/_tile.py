@@ -16,9 +16,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from roundoff.formats._kernels import nearest_bits
 from roundoff.formats._numba import threads
 from roundoff.operators._numba import (
+    LOG2_E,
     compiled,
     compiled_for_threads,
     exact,
@@ -28,20 +28,44 @@ from roundoff.operators._numba import (
     low_2,
 )
 from roundoff.operators._vector import (
-    bits,
     fma,
     largest_of_row,
-    number,
     sum_of_64,
     sum_of_row_of_128,
     wide,
 )
+from roundoff.operators.attention._places import (
+    ADDED,
+    AFTER,
+    ARGUMENT,
+    BASE_2,
+    BY_FMA,
+    EXP,
+    EXPONENT,
+    FACTOR,
+    LAZY,
+    LOGITS,
+    MAXIMUM,
+    PLAIN,
+    QK,
+    QUANTIZED,
+    QUANTUM,
+    SCALE,
+    SCALED,
+    SCORES,
+    SUBTRACT,
+    SUM,
+    THRESHOLD,
+    TIMES_LOG2_E,
+    UNIT,
+    WAITING,
+    WEIGHTS,
+)
+from roundoff.operators.attention._rounded import put_all, put_less, put_times
 
 __all__ = [
-    "dropped",
     "hide",
     "powers",
-    "put_all",
     "scaled",
     "take_in",
     "take_in_together",
@@ -54,84 +78,6 @@ LANES = 64
 HIDDEN = _F(-np.inf)
 ZERO, NEGATIVE_ZERO = _F(0), _F(-0.0)
 HIGH = _F(30)
-INFINITE = _I(0x7F800000)
-LOG2_E = _F(1.4426950408889634)
-
-# Rows of `plans`, one for each place at which something is rounded; `fused` fills them.
-QK, SCORES, LOGITS, ARGUMENT, EXP, WEIGHTS, MAXIMUM, FACTOR, ADDED, SUM, PRODUCT, OUT = range(12)
-NOT_AT_ALL, BY_DROPPING, IN_FULL = range(3)
-# Entries of `settings`: numbers, and then what the steps do.
-SCALE, WAITING, EXPONENT, UNIT, THRESHOLD, QUANTUM = range(6)
-SCALED, SUBTRACT, TIMES_LOG2_E, BASE_2, AFTER, LAZY, QUANTIZED = range(6, 13)
-PLAIN, BY_FMA, TIMES = range(3)
-
-
-@inner
-def dropped(x, last):
-    """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
-    b = bits(x)
-    below_half = _I(_I(last >> _I(1)) - _I(1))
-    half = _I(last >> _I(1))
-    return number(_I(_I(b + (below_half if _I(b & last) == 0 else half)) & _I(-last)))
-
-
-@inner
-def _in_full(x, plan):
-    """`x` rounded as `arithmetic.put` does it: infinities and NaN stay."""
-    b = bits(x)
-    r = nearest_bits(b, plan)
-    return x if _I(b & _I(0x7FFFFFFF)) >= INFINITE else number(r)
-
-
-@inner
-def _integers(plan):
-    return plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]
-
-
-@inner
-def put_all(x, plan):
-    """The same for all of `x`, among which there is no NaN."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for i in range(x.size):
-            x[i] = dropped(x[i], last)
-    elif plan[0] == IN_FULL:
-        integers = _integers(plan)
-        for i in range(x.size):
-            x[i] = _in_full(x[i], integers)
-
-
-@inner
-def _put_times(x, c, plan):
-    """The same for all of `x` times `c`; the usual rounding in the same loop."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for i in range(x.size):
-            x[i] = dropped(_F(x[i] * c), last)
-    else:
-        for i in range(x.size):
-            x[i] = _F(x[i] * c)
-        put_all(x, plan)
-
-
-@inner
-def _put_less(S, column, plan):
-    """The same for S less a number of each row."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for r in range(S.shape[0]):
-            shift = column[r]
-            for j in range(S.shape[1]):
-                S[r, j] = dropped(_F(S[r, j] - shift), last)
-    else:
-        for r in range(S.shape[0]):
-            shift = column[r]
-            for j in range(S.shape[1]):
-                S[r, j] = _F(S[r, j] - shift)
-        put_all(S.reshape(-1), plan)
 
 
 @inner
@@ -140,7 +86,7 @@ def scaled(x, plans, settings):
     put_all(x, plans[QK])
     put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
-        _put_times(x, settings[SCALE], plans[LOGITS])
+        put_times(x, settings[SCALE], plans[LOGITS])
 
 
 @inner
@@ -205,7 +151,7 @@ def _arguments(S, column, plans, settings):
     wide()
     how, c, x = settings[SUBTRACT], settings[WAITING], S.reshape(-1)
     if how == PLAIN and settings[TIMES_LOG2_E] == 0:
-        _put_less(S, column, plans[ARGUMENT])
+        put_less(S, column, plans[ARGUMENT])
         return
     for r in range(S.shape[0]):
         shift = column[r]
@@ -288,7 +234,7 @@ def _cast(x, plans, settings):
     wide()
     if settings[QUANTIZED] != 0:
         c = settings[QUANTUM]
-        _put_times(x, c, plans[WEIGHTS])
+        put_times(x, c, plans[WEIGHTS])
         for i in range(x.size):
             x[i] = _F(x[i] / c)
     else:

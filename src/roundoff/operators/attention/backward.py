@@ -34,15 +34,12 @@ from roundoff.operators.attention.backward_steps import (
     recomputed_weights,
 )
 from roundoff.operators.attention.call import Attention, Call
-from roundoff.operators.attention.engine import attend
+from roundoff.operators.attention.engine import LEAST_ROWS, attend
 from roundoff.operators.attention.operands import prepare
 from roundoff.operators.attention.recipe import Recipe, Tile
 from roundoff.operators.attention.steps import Block
 
 __all__ = ["Forward", "Gradients", "attend_keeping", "differentiate"]
-
-LEAST_ROWS = 16
-"""A product with fewer rows takes its sums in another order, so sampled rows get company."""
 
 MOST_SCORES = 2**24
 """Scores of one tile of all heads; where there are more, heads are taken a few at a time."""
@@ -155,24 +152,18 @@ def _query_tiles(rows: Tensor, tile: Tile, q_len: int) -> tuple[Tensor, Tensor, 
         done, start = done + count, start + count + missing
     if not tiles:
         return rows, rows.bool(), ()
-    order = tiles[::-1] if tile.direction == "backward" else tiles
-    return torch.cat(at), torch.cat(live), tuple(order)
-
-
-def _tile_by_tile(kv_len: int, tile: Tile) -> list[slice]:
-    width = tile.keys or max(1, kv_len)
-    return [slice(at, min(at + width, kv_len)) for at in range(0, kv_len, width)]
+    return torch.cat(at), torch.cat(live), tuple(tile.in_order(tiles))
 
 
 def _key_tiles(how: Backward, kv_len: int, queries: int) -> list[slice]:
     """The tiles of keys in the order in which the tile of `queries` adds them to its dQ."""
     tile = _tile(how)
-    tiles = _tile_by_tile(kv_len, tile)
+    tiles = tile.cut(0, kv_len)
     if how.dq.order == "unordered":
         generator = torch.Generator().manual_seed(how.dq.seed * 1_000_003 + queries)
         drawn = torch.randperm(len(tiles), device="cpu", generator=generator)
         return [tiles[int(i)] for i in drawn]
-    return tiles[::-1] if tile.direction == "backward" else tiles
+    return tile.in_order(tiles)
 
 
 def _of_groups(work: Work, groups: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,7 +197,7 @@ def _of_all(work: Work) -> list[Tensor]:
     if fused_backward.takes(work.how) and fused_backward.fits(work):
         delta = _delta(work, work.block, slice(None), [])
         assert delta is not None
-        keys = _tile_by_tile(work.block.k.shape[-2], _tile(work.how))
+        keys = _tile(work.how).cut(0, work.block.k.shape[-2])
         return list(fused_backward.gradients(work, list(_walks(work)), keys, delta))
     return _joined([_pass(part) for part in _by_heads(work)], work.block.q.shape[0])
 

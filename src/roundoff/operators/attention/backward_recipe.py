@@ -11,7 +11,7 @@ from typing import Literal
 
 from roundoff.errors import UsageError
 from roundoff.formats import Format
-from roundoff.operators.attention.recipe import Logits, Prescale, Recipe, Tile
+from roundoff.operators.attention.recipe import Logits, Prescale, Recipe, Tile, possible
 from roundoff.sites import INPUT, OPMATH, Accumulator, Element, Exponential, resolve
 
 __all__ = ["Backward", "Scaled", "Tiles"]
@@ -110,11 +110,11 @@ class Backward:
         return replace(
             how,
             delta_sum=total,
-            qk=_possible(how.qk, operand),
-            dp=_possible(how.dp, storage),
-            dq=_possible(how.dq, operand, ds),
-            dk=_possible(how.dk, operand, ds),
-            dv=_possible(how.dv, how.probabilities, storage),
+            qk=possible(how.qk, operand),
+            dp=possible(how.dp, storage),
+            dq=possible(how.dq, operand, ds),
+            dk=possible(how.dk, operand, ds),
+            dv=possible(how.dv, how.probabilities, storage),
         )
 
     def recomputing(self, recipe: Recipe) -> Recipe:
@@ -125,9 +125,3 @@ class Backward:
             recipe, prescale=self.prescale, qk=self.qk, scores=self.scores, logits=self.logits,
             exponential=self.exponential,
         )  # fmt: skip
-
-
-def _possible(total: Accumulator, *operands: Element) -> Accumulator:
-    """`total`, in torch's usual order where its operands are no tensors of its format."""
-    fits = all(x == total.format for x in operands)
-    return total if total.order != "native" or fits else replace(total, order="library")

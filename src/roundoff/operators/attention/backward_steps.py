@@ -18,7 +18,9 @@ from roundoff.operators.attention.backward_recipe import Backward
 from roundoff.operators.attention.operands import log2e_in_scale
 from roundoff.operators.attention.recipe import Recipe
 from roundoff.operators.attention.steps import (
+    HIDDEN,
     Block,
+    carried,
     new_maximum,
     normalised,
     probabilities,
@@ -38,8 +40,6 @@ __all__ = [
     "recomputed_weights",
     "subtrahend",
 ]
-
-HIDDEN = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def recomputed_weights(block: Block, keys: slice, lse: Tensor, how: Backward) ->
     if not block.waits:
         x = s - less
     else:
-        c = torch.tensor(block.waiting, dtype=s.dtype).item()
+        c = carried(block.waiting, s)
         x = fma_rows(s, c, -less) if block.recipe.logits.scale == "fma" else s * c - less
     if of.base == "2" and of.log2e == "argument":
         x = x * LOG2_E

@@ -40,12 +40,13 @@ from roundoff.operators.attention.steps import (
 from roundoff.operators.exponentials import LOG2_E
 from roundoff.sites import Quantizer
 
-__all__ = ["attend"]
+__all__ = ["LEAST_ROWS", "attend"]
 
 BLOCK = 2**21
 """Scores held at a time; a block of this many float32 fits a core's share of the cache."""
 
 LEAST_ROWS = 16
+"""A product with fewer rows takes its sums in another order, so few rows get company."""
 
 
 def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
@@ -64,7 +65,7 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
         q, k, v = prepare(recipe, call)
         whole = Block(recipe, call, q, k, v, call.rows)
         if fused.takes(recipe) and fused.fits(whole):
-            parts = [fused.attend(whole, _tiles(0, k.shape[-2], _tile(recipe)))]
+            parts = [fused.attend(whole, _tiles(_tile(recipe), 0, k.shape[-2]))]
         else:
             blocks = _row_blocks(call.rows, q, k, _tile(recipe))
             parts = [_attend_some(whole, at) for at in blocks]
@@ -79,10 +80,7 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
 
 
 def _enough(rows: Tensor, q_len: int) -> Tensor:
-    """At least a GEMM's worth of rows: a product with fewer sums in another order.
-
-    So that sampled rows are, bit for bit, the rows of the whole call.
-    """
+    """Rows enough for a product: so sampled rows are, bit for bit, the rows of the whole call."""
     missing = min(LEAST_ROWS, q_len) - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing)]) if len(rows) and missing > 0 else rows
 
@@ -153,7 +151,7 @@ def _attend_rows(block: Block) -> Attention:
     stretch = max(1, math.ceil(kv_len / tile.splits))
     parts: list[Attention] = []
     for begin in range(0, max(kv_len, 1), stretch):
-        tiles = _tiles(begin, min(begin + stretch, kv_len), tile)
+        tiles = _tiles(tile, begin, min(begin + stretch, kv_len))
         if tile.direction == "cut-first":
             tiles.sort(key=lambda keys: not _is_cut(block, keys))
         parts.append(_finish(block, _walk(block, tiles)))
@@ -162,10 +160,8 @@ def _attend_rows(block: Block) -> Attention:
     return Attention(out, joined.lse, joined.rescales, joined.rescaled_by)
 
 
-def _tiles(begin: int, end: int, tile: Tile) -> list[slice]:
-    width = tile.keys or max(1, end - begin)
-    tiles = [slice(at, min(at + width, end)) for at in range(begin, end, width)]
-    return tiles[::-1] if tile.direction == "backward" else tiles
+def _tiles(tile: Tile, begin: int, end: int) -> list[slice]:
+    return tile.in_order(tile.cut(begin, end))
 
 
 def _is_cut(block: Block, keys: slice) -> bool:

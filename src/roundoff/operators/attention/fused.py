@@ -7,9 +7,8 @@ The same sites in the same order as in `engine`, and the same bits. G heads are 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,23 @@ from torch import Tensor
 from roundoff.formats import FORMATS, Format
 from roundoff.formats._plan import FLOAT32, make_plan
 from roundoff.operators.arithmetic import holds, magnitude, put, settled
+from roundoff.operators.attention._places import (
+    ARGUMENT,
+    BY_DROPPING,
+    BY_FMA,
+    EXP,
+    IN_FULL,
+    PLAIN,
+    QK,
+    SCORES,
+    TIMES,
+    WEIGHTS,
+)
 from roundoff.operators.attention.call import Attention
 from roundoff.operators.attention.recipe import Logits, Maximum, Normalise, Recipe, RowSum, Tile
 from roundoff.operators.attention.steps import HIDDEN, Block, divided, log_sum_exp
 from roundoff.operators.exponentials import LOG2_E
-from roundoff.registry import is_installed
+from roundoff.registry import compiled_loops
 from roundoff.sites import Accumulator, Exponential, Quantizer
 
 __all__ = [
@@ -47,12 +58,13 @@ HELD = 2**17
 MOST_ROWS, LEAST_ROWS = 512, 64
 FP32 = FORMATS["fp32"]
 # The fields of a recipe that the path knows, or that are dealt with outside it.
-_KNOWN = {f.name for f in fields(Recipe)} & {
+_KNOWN = {
     "name", "doc", "source", "known", "operands", "prescale", "qk", "scores", "logits",
     "exponential", "maximum", "probabilities", "row_sum", "pv", "normalise", "tile", "output",
     "backward",
 }  # fmt: skip
 _PLAIN = Recipe(name="", doc="")
+_loops = partial(compiled_loops, "roundoff.operators.attention._product")
 
 
 @lru_cache(maxsize=1024)
@@ -93,7 +105,7 @@ def _castable(p: Any) -> bool:
 
 
 def _formats(recipe: Recipe) -> list[Format]:
-    """The formats of the places in `_tile`, in the order of its plans."""
+    """The formats of the forward pass's rows of `plans`, in their order."""
     p, inner = recipe.probabilities, recipe.row_sum.accumulator.inner
     weights = p.element if isinstance(p, Quantizer) else p
     chosen = (
@@ -124,15 +136,9 @@ def fits(block: Block) -> bool:
     if block.call.mask.kind == "additive" or torch.compiler.is_compiling():
         return False
     formats = _formats(block.recipe)
-    largest = min([2.0**120, *(f.max for f in formats[:4] if f.infinities)])
+    largest = min([2.0**120, *(f.max for f in formats[QK : ARGUMENT + 1] if f.infinities)])
     bound = magnitude(q) * magnitude(k) * (q.shape[-1] * max(1.0, scale) * LOG2_E)
     return bound < largest and _loops() is not None
-
-
-@cache
-def _loops() -> Any:
-    name = "roundoff.operators.attention._product"
-    return importlib.import_module(name) if is_installed("numba") else None
 
 
 def attend(block: Block, tiles: list[slice]) -> Attention:
@@ -250,11 +256,11 @@ def plans(recipe: Recipe) -> NDArray[np.int32]:
     """One row for each place that rounds: whether and how, and the integers of `Plan`."""
     fixed = isinstance(recipe.probabilities, Quantizer) and recipe.probabilities.scale == "fixed"
     formats = _formats(recipe)
-    rows = [plan(f, saturates=fixed and at == 5) for at, f in enumerate(formats)]
-    if formats[1] == formats[0]:  # S is stored as the product left it
-        rows[1] = NO_PLAN
-    if formats[5] == formats[4] and not fixed:  # and so is P
-        rows[5] = NO_PLAN
+    rows = [plan(f, saturates=fixed and at == WEIGHTS) for at, f in enumerate(formats)]
+    if formats[SCORES] == formats[QK]:  # S is stored as the product left it
+        rows[SCORES] = NO_PLAN
+    if formats[WEIGHTS] == formats[EXP] and not fixed:  # and P as the exponential did
+        rows[WEIGHTS] = NO_PLAN
     return np.array(rows, np.int32)
 
 
@@ -267,13 +273,13 @@ def plan(format: Format, *, saturates: bool = False) -> tuple[int, ...]:
     assert plan is not None
     shares = (format.emin, format.emax) == (FP32.emin, FP32.emax) and overflow == "inf"
     return (
-        1 if shares else 2, plan.drop, plan.reach, plan.tiny, plan.top, plan.over_positive,
-        plan.over_negative, plan.infinite, plan.carrier.infinity,
+        BY_DROPPING if shares else IN_FULL, plan.drop, plan.reach, plan.tiny, plan.top,
+        plan.over_positive, plan.over_negative, plan.infinite, plan.carrier.infinity,
     )  # fmt: skip
 
 
 def settings(block: Block) -> NDArray[np.float32]:
-    """What the steps do, and with which numbers, in the orders that `_tile` lists."""
+    """What the steps do, and with which numbers, in the order of `_places`."""
     recipe, p = block.recipe, block.recipe.probabilities
     exp, scale = recipe.exponential, recipe.logits.scale
     fixed = isinstance(p, Quantizer) and p.scale == "fixed"
@@ -287,7 +293,7 @@ def settings(block: Block) -> NDArray[np.float32]:
     )
     steps = (
         not block.waits and scale != "before",
-        ("fma", "argument").index(scale) + 1 if block.waits else 0,
+        {"fma": BY_FMA, "argument": TIMES}.get(scale, PLAIN),
         exp.base == "2" and exp.log2e == "argument",
         exp.base == "2",
         recipe.row_sum.adds == "after",

@@ -7,11 +7,10 @@ The same sites in the same order as in `backward`, and the same bits. G heads ar
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache, lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,24 @@ from torch import Tensor
 from roundoff.formats import FORMATS, Format
 from roundoff.operators.arithmetic import holds, magnitude, put, settled
 from roundoff.operators.attention import fused
+from roundoff.operators.attention._places import (
+    ARGUMENT,
+    DIFFERENCE,
+    DP,
+    DS,
+    EXP,
+    LOGITS,
+    OUT,
+    PRODUCT,
+    QK,
+    SCALED_DS,
+    SCORES,
+    WEIGHTS,
+)
 from roundoff.operators.attention.backward_recipe import Backward
 from roundoff.operators.attention.backward_steps import Work, subtrahend
 from roundoff.operators.attention.recipe import Logits, Recipe, Tile
-from roundoff.registry import is_installed
+from roundoff.registry import compiled_loops
 from roundoff.sites import Accumulator, Exponential
 
 __all__ = ["Walk", "fits", "gradients", "takes"]
@@ -35,11 +48,13 @@ HELD = 2**16
 
 FP32 = FORMATS["fp32"]
 # The fields of a backward pass that the path knows, or that are dealt with outside it.
-_KNOWN = {f.name for f in fields(Backward)} & {
+_KNOWN = {
     "weights", "lse", "prescale", "qk", "scores", "logits", "exponential", "probabilities", "dp",
     "delta", "delta_sum", "difference", "ds", "scaled", "dq", "dk", "dv", "heads", "tile", "output",
 }  # fmt: skip
 _PLAIN = Backward()
+_loops = partial(compiled_loops, "roundoff.operators.attention._backward_tile")
+_PLACES = QK, SCORES, LOGITS, ARGUMENT, EXP, WEIGHTS, DP, DIFFERENCE, DS, SCALED_DS
 _NO_STATE = np.zeros((3, 0), np.float32)
 Walk = tuple[slice, Sequence[slice]]
 """A tile of queries, and the tiles of keys that it meets, in their order."""
@@ -77,7 +92,7 @@ def _plain_sum(total: Accumulator, other: str) -> bool:
 
 
 def _formats(how: Backward) -> list[Format]:
-    """What is rounded to: of the scores, of a tile's dS, and of the three sums."""
+    """What is rounded to: at `_PLACES`, and in the three sums."""
     sums = (f for total in (how.dq, how.dk, how.dv) for f in (total.inner.format, total.format))
     chosen: tuple[Any, ...] = (
         how.qk.format, how.scores, how.logits.format, how.exponential.argument,
@@ -100,12 +115,6 @@ def fits(work: Work) -> bool:
     less = subtrahend(work.block, work.forward.lse, work.how)
     bound = magnitude(dout) * magnitude(v) * v.shape[-1]
     return bound < 2.0**120 and bool(less.isfinite().all()) and _loops() is not None
-
-
-@cache
-def _loops() -> Any:
-    name = "roundoff.operators.attention._backward_tile"
-    return importlib.import_module(name) if is_installed("numba") else None
 
 
 def gradients(
@@ -225,14 +234,15 @@ def _walk(
 
 @lru_cache(maxsize=1024)
 def _plans(recipe: Recipe) -> NDArray[np.int32]:
-    """One row for each place in a tile that rounds, as `_tile` and `_backward_tile` order them."""
+    """One row for each place in a tile that rounds."""
     assert recipe.backward is not None
-    formats = _formats(recipe.backward)
-    rows = [fused.plan(f) for f in formats[:10]]
-    for at in (1, 5):  # S is stored as the product left it, and P as the exponential did
-        if formats[at] == formats[at - 1]:
-            rows[at] = fused.NO_PLAN
-    return np.array(rows[:6] + [fused.NO_PLAN] * 6 + rows[6:], np.int32)
+    formats = dict(zip(_PLACES, _formats(recipe.backward), strict=False))
+    rows = {at: fused.plan(format) for at, format in formats.items()}
+    # S is stored as the product left it, and P as the exponential did.
+    for at, before in ((SCORES, QK), (WEIGHTS, EXP)):
+        if formats[at] == formats[before]:
+            del rows[at]
+    return np.array([rows.get(at, fused.NO_PLAN) for at in range(SCALED_DS + 1)], np.int32)
 
 
 class _Sum:
@@ -259,8 +269,9 @@ class _Sum:
 @lru_cache(maxsize=1024)
 def _sum_plans(total: Accumulator) -> NDArray[np.int32]:
     """The plans with which `add_up` adds a product to this sum."""
-    of = [fused.plan(settled(f)) for f in (total.inner.format, total.format)]
-    return np.array([fused.NO_PLAN] * 10 + of, np.int32)
+    formats = settled(total.inner.format), settled(total.format)
+    rows = dict(zip((PRODUCT, OUT), map(fused.plan, formats), strict=True))
+    return np.array([rows.get(at, fused.NO_PLAN) for at in range(OUT + 1)], np.int32)
 
 
 def _settings(work: Work) -> NDArray[np.float32]:

@@ -8,11 +8,10 @@ candidates.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ from roundoff.operators.arithmetic import magnitude, plain_arithmetic
 from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.operands import shared_heads
+from roundoff.operators.exponentials import LOG2_E
 from roundoff.operators.precise import as_numbers, as_pair
-from roundoff.registry import is_installed, require
+from roundoff.registry import compiled_loops, require
 
 __all__ = ["golden", "precise"]
 
@@ -36,7 +36,8 @@ A tile has left the second cache before it is weighed, which costs less than mor
 CONVERTED = 2**24
 """Keys times head dim up to which a head's K and V are taken to float64 as a whole."""
 
-LOG2_E, LN_2 = 1.4426950408889634, math.log(2)
+LN_2 = math.log(2)
+_loops = partial(compiled_loops, "roundoff.operators.attention._weights")
 SMALL = 900.0  # 2^x of nothing larger than this overflows or underflows, in sums neither
 
 
@@ -160,12 +161,6 @@ def _weighing(head: _Head, shift: Tensor, total: Tensor) -> Generator[Callable[[
             return s
 
         yield quickly
-
-
-@cache
-def _loops() -> Any:
-    name = "roundoff.operators.attention._weights"
-    return importlib.import_module(name) if is_installed("numba") else None
 
 
 def _condition(out: Tensor, weight: Tensor, logits: Tensor) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""`Recipe`: what an attention kernel does at each of the twelve places where kernels differ.
+"""`Recipe`: what an attention kernel does at each of the places where kernels differ.
 
 Letters: S = QK^T (scores), m (running maximum), P = exp(S - m), l (row sum of P), O (output).
-The numbers in brackets are the places; docs/recipes.md explains each with its sources.
+The numbers in brackets are those of the places in docs/recipes.md, which explains each.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = [
     "RowSum",
     "Tile",
     "TileRule",
+    "possible",
 ]
 
 
@@ -153,6 +154,19 @@ class Tile:
     direction: Literal["forward", "backward", "cut-first"] = "forward"
     splits: int = 1
 
+    def cut(self, begin: int, end: int) -> list[slice]:
+        """The tiles of the keys from `begin` to `end`, from the first on; the last may be smaller.
+
+        >>> Tile(4).cut(0, 6), Tile().cut(0, 6), Tile(4).cut(0, 0)
+        ([slice(0, 4, None), slice(4, 6, None)], [slice(0, 6, None)], [])
+        """
+        width = self.keys or max(1, end - begin)
+        return [slice(at, min(at + width, end)) for at in range(begin, end, width)]
+
+    def in_order(self, tiles: list[slice]) -> list[slice]:
+        """Tiles of keys or of queries in the order in which they are walked."""
+        return tiles[::-1] if self.direction == "backward" else tiles
+
 
 @dataclass(frozen=True, slots=True)
 class TileRule:
@@ -261,13 +275,13 @@ class Recipe(Sited):
         tile = self.tile.tile(head_dim, causal) if isinstance(self.tile, TileRule) else self.tile
         recipe = resolve(replace(self, tile=tile), storage)
         q = storage if recipe.prescale.operands == "none" else recipe.prescale.format
-        qk = _possible(recipe.qk, q, recipe.operands.q)
-        pv = _possible(recipe.pv, recipe.probabilities, recipe.operands.v)
+        qk = possible(recipe.qk, q, recipe.operands.q)
+        pv = possible(recipe.pv, recipe.probabilities, recipe.operands.v)
         return replace(recipe, qk=qk, pv=pv, row_sum=_possible_sum(recipe, storage))
 
 
-def _possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accumulator:
-    """`total`, with torch's order where its operands do not fit a native product any more."""
+def possible(total: Accumulator, *operands: Element | Quantizer | None) -> Accumulator:
+    """`total`, with torch's usual order where its operands are no tensors of a native product."""
     fits = all(x is None or x == total.format for x in operands)
     return total if total.order != "native" or fits else replace(total, order="library")
 

@@ -24,6 +24,7 @@ __all__ = [
     "HIDDEN",
     "Block",
     "State",
+    "carried",
     "divided",
     "log_sum_exp",
     "new_maximum",
@@ -106,12 +107,16 @@ def scores(block: Block, keys: slice) -> Tensor:
     factor = 1.0 if recipe.logits.scale == "before" else call.scale * block.base
     if recipe.logits.mask == "fma" and call.mask.kind == "additive":
         bias = call.mask.bias(s, block.rows, keys, unit=1.0 / block.base)
-        factor = torch.tensor(factor, dtype=s.dtype, device="cpu").item()
-        return put(fma(s, factor, bias), recipe.logits.format)
+        return put(fma(s, carried(factor, s), bias), recipe.logits.format)
     if not block.folds and recipe.logits.scale != "before":
         s = put(s * factor, recipe.logits.format)
     s = call.mask.apply(s, block.rows, keys, call.lengths, unit=1.0 / block.base)
     return put(s, recipe.logits.format) if call.mask.kind == "additive" else s
+
+
+def carried(factor: float, s: Tensor) -> float:
+    """A factor as the kernel holds it: in the carrying dtype of S, not in Python's float64."""
+    return torch.tensor(factor, dtype=s.dtype, device="cpu").item()
 
 
 def new_maximum(block: Block, m: Tensor, s: Tensor) -> Tensor:
@@ -163,8 +168,7 @@ def probabilities(block: Block, s: Tensor, shift: Tensor) -> Tensor:
     if not block.waits:
         x = s - shift
     else:
-        # The factor as the kernel holds it: in the carrier, not in Python's float64.
-        c = torch.tensor(block.waiting, dtype=s.dtype).item()
+        c = carried(block.waiting, s)
         fused = block.recipe.logits.scale == "fma"
         x = fma_rows(s, c, -(shift * c)) if fused else (s - shift) * c
     if how.base == "2" and how.log2e == "argument":

@@ -17,43 +17,38 @@ SWAPPED_TILE = min(PAPER_TILE, HEAD_DIM)
 TILES = ("16", "64", "256")
 FORMATS = ("bf16", "fp16", "fp32", "fp64")
 TILED = ("paper-bf16", "fa2-bf16-state", "fa2")
+LARGE = {"heads": ("4",), "rows": ("512",)}
+LONG = ("512:16384:x2",)
 PARTS = ("fa2-bf16-maximum", "fa2-bf16-sum", "fa2-bf16-output")
 
 
 def quick() -> Plan:
     """Lengths to 4096, sampled rows, 6 seeds: some minutes on two cores."""
-    return _plan(
-        lengths=("512:4096:x2",), fp16_lengths=("1024", "2048"), seeds=6, rows="128", heads="2"
-    )
+    shape = {"heads": ("2",), "rows": ("128",)}
+    return _plan(shape, lengths=("512:4096:x2",), fp16_lengths=("1024", "2048"), seeds=6)
 
 
 def full() -> Plan:
     """Lengths to 16384 and 10 seeds."""
-    lengths = ("512:16384:x2",)
-    return _plan(lengths=lengths, fp16_lengths=lengths, seeds=10, rows="512", heads="4")
+    return _plan(LARGE, lengths=LONG, fp16_lengths=LONG, seeds=10)
 
 
 def gpu() -> Plan:
     """The full preset with CUDA's kernels, on a GPU."""
     cuda = ("torch-cuda-flash", "torch-cuda-efficient", "torch-cuda-cudnn", "torch-math-reduced")
-    lengths = ("512:16384:x2",)
-    return _plan(
-        lengths=lengths, fp16_lengths=lengths, seeds=10, rows="512", heads="4", kernels=cuda,
-        device="cuda",
-    )  # fmt: skip
+    return _plan(LARGE, lengths=LONG, fp16_lengths=LONG, seeds=10, kernels=cuda, device="cuda")
 
 
 def _plan(
+    shape: dict[str, tuple[str, ...]],
     *,
     lengths: tuple[str, ...],
     fp16_lengths: tuple[str, ...],
     seeds: int,
-    rows: str,
-    heads: str,
     kernels: tuple[str, ...] = ("torch-cpu-flash", "torch-math-reduced"),
     device: str = "cpu",
 ) -> Plan:
-    shape = {"heads": (heads,), "head_dim": (str(HEAD_DIM),), "rows": (rows,)}
+    shape = shape | {"head_dim": (str(HEAD_DIM),)}
     inputs = {"inputs": ("normal", "outliers")}
 
     def sweep(baseline: str, axes: dict[str, tuple[str, ...]], **rest: object) -> Sweep:

@@ -1,0 +1,300 @@
+"""`roundoff train`: paired runs, yardsticks, noise or bias."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from roundoff.cli.running import Running
+from roundoff.cli.terminal import (
+    command_line,
+    messages,
+    print_json,
+    print_table,
+    progress_bar,
+    say_again,
+)
+from roundoff.errors import UsageError
+from roundoff.executors import LocalExecutor
+from roundoff.metrics.intervals import Interval
+from roundoff.store import Run
+from roundoff.store.json import digest
+from roundoff.training.experiment import Experiment
+from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
+from roundoff.training.verdict import (
+    arms_of,
+    direct_errors,
+    distance,
+    growth,
+    losses,
+    steps_of,
+    units,
+)
+from roundoff.workloads import load_workload
+
+__all__ = ["carry_out_training", "train_command"]
+
+
+def train_command(
+    *,
+    workload: str = "text",
+    baseline: str | None = None,
+    candidate: str = "",
+    yardsticks: str = "ulp,rerun,data-order,seed,bf16",
+    format: str = "fp32",
+    steps: int = 300,
+    repeats: int = 6,
+    sampled: int = 150,
+    seed: int = 0,
+    threads: int = 1,
+    long: int = 0,
+    timing: Annotated[bool, Parameter(negative="")] = False,
+    report: bool = True,
+    running: Running = Running(),
+) -> int:
+    """Train a baseline and arms that differ from it in one thing each, and compare.
+
+    Parameters
+    ----------
+    workload:
+        text, text-to-image, or yours: module:function that returns (model, optimizer, batches,
+        loss).
+    baseline:
+        The attention of the baseline (default: the model's own).
+    candidate:
+        What is to be judged, comma-separated: attentions (torch-cpu-flash, fa2@bf16), formats
+        (bf16), or functions of yours that change a model, as module:function.
+    yardsticks:
+        What it is measured by, comma-separated: ulp, rerun, data-order, seed, fp16, bf16, or
+        anything that a candidate can be; ARM@STEP starts at a later step.
+    format:
+        Autocast of all arms: fp32, bf16 or fp16.
+    steps:
+        Length of each run.
+    repeats:
+        Pairs of seeds; intervals are over them.
+    sampled:
+        Steps at which the direct error is taken.
+    seed:
+        The first seed.
+    threads:
+        Threads of each worker.
+    long:
+        Also one baseline run of so many steps, whose samples the report shows.
+    timing:
+        Also time a step with each candidate, in turn with the baseline's.
+    report:
+        Write report.html and pictures beside the results.
+    """
+    experiment = Experiment(
+        workload, baseline, _names(candidate), _names(yardsticks),
+        format, steps, repeats, seed, sampled, threads, long, timing,
+    )  # fmt: skip
+    folder = running.output or Path("runs") / f"train-{digest(experiment.to_record())[:8]}"
+    run = carry_out_training(experiment, running, folder=folder, manifest={})
+    records = finished(run, experiment)
+    if not records:
+        messages().print("no repeat was finished", style="red")
+        say_again(folder)
+        return 2
+    pages = _report(run) if report else []
+    _show(run, experiment, records, pages, running)
+    say_again(folder)
+    return 0
+
+
+def carry_out_training(
+    experiment: Experiment, running: Running, *, folder: Path, manifest: dict[str, Any]
+) -> Run:
+    """Train the repeats that the run in `folder` does not have, with a progress bar."""
+    load_workload(experiment.workload)
+    _ = experiment.variant
+    if running.shard:
+        raise UsageError("--shard is not for training; give each machine a --seed of its own")
+    jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
+    kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
+    run = Run.create_or_open(folder, manifest=kind)
+    wanted = all_ids(experiment)
+    if wanted <= run.finished_ids():
+        return run
+    messages().print(_told_before(experiment, jobs, folder), style="dim", soft_wrap=True)
+    executor = LocalExecutor(jobs, timeout=None, threads=experiment.threads)
+    with executor, progress_bar("training, steps", total_steps(experiment)) as advance:
+        run_repeats(run, experiment, executor, in_flight=jobs, tell=advance)
+    for row in run.rows():
+        if row["id"] in wanted and row.get("error"):
+            what, number = (row["training"][name] for name in ("what", "repeat"))
+            text = f"{what} {number} {row['status']}: {row['error']}"
+            messages().print(text, style="red", markup=False, soft_wrap=True)
+    return run
+
+
+def _told_before(experiment: Experiment, jobs: int, folder: Path) -> str:
+    arms = len(experiment.arms)
+    return (
+        f"{experiment.repeats} repeats of {arms + 1} arms and {experiment.steps} steps, {jobs} at "
+        f"a time; their state is kept in {folder}/state until a repeat is finished (two copies of "
+        f"weights and moments an arm), and the same command goes on after an interruption"
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _report(run: Run) -> list[Path]:
+    from roundoff.report import write_report  # noqa: PLC0415 - imports Altair
+
+    return write_report(run)
+
+
+def _show(
+    run: Run,
+    experiment: Experiment,
+    records: Sequence[dict[str, Any]],
+    pages: Sequence[Path],
+    running: Running,
+) -> None:
+    if running.json:
+        print_json("train", _document(run, experiment, records, pages))
+        return
+    steps = steps_of(records)
+    _show_distances(records, _spread(steps, 5))
+    _show_units(experiment, records, _spread(steps, 3))
+    _show_direct(experiment, records)
+    _show_times(step_times(run, experiment))
+    for page in pages[:1]:
+        messages().print(f"report: {page}")
+
+
+def _spread(steps: list[int], columns: int) -> list[int]:
+    """As many of the compared steps as there are columns for, the first and the last among them."""
+    if len(steps) <= columns:
+        return steps
+    at = [round(i * (len(steps) - 1) / (columns - 1)) for i in range(columns)]
+    return [steps[i] for i in at]
+
+
+def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None:
+    arms = arms_of(records)
+    final = {arm: losses(records, arm)[-1][1] for arm in (*arms, "baseline")}
+    rows = [
+        (arm, *(_number(distance(records, arm, s).estimate) for s in steps), _power(records, arm),
+         f"{final[arm]:.4f}")
+        for arm in arms
+    ]  # fmt: skip
+    title = f"distance of the weights from the baseline's, rel_l2, {len(records)} repeats"
+    columns = ["arm!", *(f"step {s}>" for s in steps), "growth>", "last loss>"]
+    print_table(
+        title, columns, [*rows, ("baseline", *("" for _ in steps), "", f"{final['baseline']:.4f}")]
+    )
+    messages().print("growth: d log(distance) / d log(step) over the last two steps", style="dim")
+
+
+def _power(records: Sequence[dict[str, Any]], arm: str) -> str:
+    found = growth(records, arm)
+    power = found[-1].power if found else None
+    return "" if power is None else f"{power.estimate:.1f}"
+
+
+def _show_units(
+    experiment: Experiment, records: Sequence[dict[str, Any]], steps: list[int]
+) -> None:
+    if not (experiment.candidates and experiment.yardsticks):
+        return
+    found = {
+        (u.candidate, u.yardstick, u.step): u
+        for u in units(records, experiment.candidates, experiment.yardsticks, steps=steps)
+    }
+    rows = [
+        (candidate, yardstick, *(_ratio(found[candidate, yardstick, s]) for s in steps))
+        for candidate in experiment.candidates
+        for yardstick in experiment.yardsticks
+    ]
+    columns = ["candidate!", "in units of!", *(f"step {s}>" for s in steps)]
+    print_table("candidates in units of yardsticks (95 % interval)", columns, rows)
+
+
+def _ratio(unit: Any) -> str:
+    if unit.ratio is None:
+        return unit.why.replace(" is exactly 0", " = 0")
+    r: Interval = unit.ratio
+    if not math.isfinite(r.high):
+        return f"{r.estimate:.2g}"
+    return f"{r.estimate:.2g} [{r.low:.2g}, {r.high:.2g}]"
+
+
+def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> None:
+    named = [arm.name for arm in experiment.arms if arm.is_candidate]
+    found = [
+        d for n in named for of in ("gradient", "update") if (d := direct_errors(records, n, of))
+    ]
+    if not found:
+        return
+    rows = [
+        (d.candidate, d.of, d.verdict, ", ".join(f"{n} {w}" for w, n in d.counts.items()),
+         _number(d.size.estimate), _number(d.detectable))
+        for d in found
+    ]  # fmt: skip
+    columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "detectable gain>"]
+    print_table("noise or bias: the direct error, without feedback", columns, rows)
+
+
+def _show_times(times: Sequence[dict[str, Any]]) -> None:
+    if not times:
+        return
+    rows: list[tuple[str, ...]] = []
+    for t in times:
+        ratio = f"{t['ratio']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"
+        sides = ((t["candidate_name"], t["candidate"], ratio), ("baseline", t["baseline"], ""))
+        rows += [(name, *_milliseconds(side), told) for name, side, told in sides]
+    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>", "ratio [95 %]>"]
+    print_table("time of a step, taken in turn (medians)", columns, rows)
+
+
+def _milliseconds(side: Mapping[str, Any]) -> tuple[str, ...]:
+    step = side["forward"] + side["backward"]
+    alone = side["attention_forward"], side["attention_backward"]
+    share = "" if None in alone else f"{100 * sum(alone) / step:.0f} %"
+    ms = (f"{1e3 * side[name]:.1f}" for name in ("forward", "backward"))
+    return *ms, share, f"{side['kept'] / 1e6:.1f}"
+
+
+def _number(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def _document(
+    run: Run,
+    experiment: Experiment,
+    records: Sequence[dict[str, Any]],
+    pages: Sequence[Path],
+) -> dict[str, Any]:
+    named = [arm.name for arm in experiment.arms if arm.is_candidate]
+    direct = [
+        d for n in named for of in ("gradient", "update") if (d := direct_errors(records, n, of))
+    ]
+    return {
+        "run": str(run.path),
+        "experiment": experiment.to_record(),
+        "repeats": len(records),
+        "distances": [
+            {"arm": arm, "step": s, **dataclasses.asdict(distance(records, arm, s))}
+            for arm in arms_of(records)
+            for s in steps_of(records)
+        ],
+        "units": [
+            dataclasses.asdict(u)
+            for u in units(records, experiment.candidates, experiment.yardsticks)
+        ],
+        "growth": [dataclasses.asdict(g) for arm in arms_of(records) for g in growth(records, arm)],
+        "direct": [dataclasses.asdict(d) for d in direct],
+        "step_times": step_times(run, experiment),
+        "report": [str(page) for page in pages],
+    }

@@ -1,0 +1,103 @@
+"""Rounding of a tile's numbers in compiled loops, as `arithmetic.put` does it.
+
+A plan says whether and how, as `fused.plan` writes it down. The usual formats have float32's
+exponents, so that dropping bits is all there is to do; the others go through the plan in full.
+"""
+# Types in here are Numba's, which has no stubs.
+# pyright: reportUntypedFunctionDecorator=false, reportMissingParameterType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false
+# pyright: reportUnknownVariableType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import numpy as np
+
+from roundoff.formats._kernels import nearest_bits
+from roundoff.operators._numba import inner
+from roundoff.operators._vector import bits, number, wide
+from roundoff.operators.attention._places import BY_DROPPING, IN_FULL
+
+__all__ = ["put_all", "put_less", "put_sure", "put_times"]
+
+_F, _I = np.float32, np.int32
+INFINITE = _I(0x7F800000)
+
+
+@inner
+def _dropped(x, last):
+    """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
+    b = bits(x)
+    below_half = _I(_I(last >> _I(1)) - _I(1))
+    half = _I(last >> _I(1))
+    return number(_I(_I(b + (below_half if _I(b & last) == 0 else half)) & _I(-last)))
+
+
+@inner
+def _in_full(x, plan):
+    """`x` rounded as `arithmetic.put` does it: infinities and NaN stay."""
+    b = bits(x)
+    r = nearest_bits(b, plan)
+    return x if _I(b & _I(0x7FFFFFFF)) >= INFINITE else number(r)
+
+
+@inner
+def _integers(plan):
+    return plan[1], plan[2], plan[3], plan[4], plan[5], plan[6], plan[7], plan[8]
+
+
+@inner
+def put_all(x, plan):
+    """Round all of `x`, among which there is no NaN."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for i in range(x.size):
+            x[i] = _dropped(x[i], last)
+    elif plan[0] == IN_FULL:
+        integers = _integers(plan)
+        for i in range(x.size):
+            x[i] = _in_full(x[i], integers)
+
+
+@inner
+def put_times(x, c, plan):
+    """Round all of `x` times `c`; the usual rounding takes one loop."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for i in range(x.size):
+            x[i] = _dropped(_F(x[i] * c), last)
+    else:
+        for i in range(x.size):
+            x[i] = _F(x[i] * c)
+        put_all(x, plan)
+
+
+@inner
+def put_less(S, column, plan):
+    """Round all of S less a number of each row, likewise."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = _dropped(_F(S[r, j] - shift), last)
+    else:
+        for r in range(S.shape[0]):
+            shift = column[r]
+            for j in range(S.shape[1]):
+                S[r, j] = _F(S[r, j] - shift)
+        put_all(S.reshape(-1), plan)
+
+
+@inner
+def put_sure(x, plan):
+    """Like `put_all`, for values among which there may be NaN."""
+    wide()
+    if plan[0] == BY_DROPPING:
+        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        for i in range(x.size):
+            x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
+    elif plan[0] == IN_FULL:
+        put_all(x, plan)

@@ -1,0 +1,107 @@
+"""The state of a repeat on the disk, so that a killed one goes on bit for bit.
+
+    <folder>/step-<n>/<arm>.safetensors    a snapshot of each arm
+                      direct.safetensors   the direct errors so far
+                      notes.json           what was measured so far, and the counters
+
+A state is written beside the last one, which is removed when the new one is whole.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from roundoff.errors import RoundoffError, RunError
+from roundoff.metrics.direct import DirectError
+from roundoff.state import Snapshot
+from roundoff.store.disk import disk_errors, replace_file
+from roundoff.store.json import dumps, loads
+
+if TYPE_CHECKING:
+    from roundoff.training.lab import Lab
+
+__all__ = ["load_state", "save_state"]
+
+LOGS = ("log", "distances", "tensors")
+
+
+def save_state(lab: Lab, folder: Path) -> None:
+    """Write the state between two steps; a `RunError` where the disk refuses."""
+    lab.shadow.settle()
+    part, whole = folder / "part", folder / f"step-{lab.step}"
+    with disk_errors("write the state in", folder):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for name, runner in lab.everyone.items():
+            runner.capture(lab.step).save(part / _file(name))
+        library: Any = safetensors.torch
+        library.save_file(_direct(lab), part / "direct.safetensors")
+        notes = {name: getattr(lab, name) for name in LOGS} | {
+            "direct": list(_direct(lab)),  # safetensors sorts what it is given
+            "shadow": lab.shadow.counters(),
+            "clocks": {name: error.clocks() for name, error in lab.errors.items()},
+        }
+        replace_file(part / "notes.json", dumps(notes))
+        part.rename(whole)
+    for old in _states(folder):
+        if old != whole:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_state(lab: Lab, folder: Path) -> None:
+    """Put the newest whole state into a lab that has not begun; nothing where there is none."""
+    for place in reversed(_states(folder)):
+        try:
+            _load(lab, place)
+        except (RoundoffError, OSError, SafetensorError, KeyError) as error:
+            raise RunError(
+                f"the state in {place} is damaged ({error}); "
+                f"remove {folder} to begin this repeat again"
+            ) from error
+        return
+
+
+def _load(lab: Lab, place: Path) -> None:
+    notes: Any = loads((place / "notes.json").read_bytes())
+    for name, runner in lab.everyone.items():
+        runner.restore(Snapshot.load(place / _file(name)))
+    library: Any = safetensors.torch
+    held: dict[str, Tensor] = library.load_file(place / "direct.safetensors")
+    tensors = {name: held[name] for name in notes["direct"]}
+    errors = {
+        name: DirectError.of(
+            {t.partition("|")[2]: x for t, x in tensors.items() if t.startswith(f"{name}|")}, clocks
+        )
+        for name, clocks in notes["clocks"].items()
+    }
+    of = {kind: {n: errors[f"{kind} {n}"] for n in lab.updates} for kind in ("gradient", "update")}
+    lab.shadow.resume(notes["shadow"], of["gradient"])
+    lab.updates = of["update"]
+    for name in LOGS:
+        setattr(lab, name, notes[name])
+    lab.step = int(place.name.removeprefix("step-"))
+
+
+def _direct(lab: Lab) -> dict[str, Tensor]:
+    return {
+        f"{name}|{tensor}": x.contiguous()
+        for name, error in lab.errors.items()
+        for tensor, x in error.tensors().items()
+    }
+
+
+def _states(folder: Path) -> list[Path]:
+    """The whole states, the oldest first."""
+    found = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _file(arm: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.@-]+", "_", arm) + ".safetensors"

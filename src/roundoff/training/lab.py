@@ -1,0 +1,194 @@
+"""Lab: baseline and arms of one repeat, in lock step on the same batches."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roundoff.metrics.direct import DirectError, reduced
+from roundoff.metrics.noise_or_bias import judge
+from roundoff.metrics.wasserstein import wasserstein
+from roundoff.metrics.weights import WeightDistance, gathered
+from roundoff.training.arms import Arm
+from roundoff.training.checkpoint import load_state, save_state
+from roundoff.training.experiment import Repeat, logged_steps
+from roundoff.training.runner import Runner
+from roundoff.training.shadow import Shadow
+from roundoff.training.variants import Variant, autocast, parameters
+from roundoff.workloads import load_workload
+from roundoff.workloads.protocol import Pictures
+
+__all__ = ["BASELINE", "Lab", "sampled"]
+
+BASELINE = Arm("baseline", "nothing")
+SECONDS = 30.0
+"""State is saved when so long has passed since the last time."""
+
+Log = dict[str, list[dict[str, Any]]]
+
+
+class Lab:
+    """One repeat: `run()` trains all its arms to the end and returns what was measured.
+
+    `folder` is where it may keep its state (None: nowhere, and it cannot resume). Bit for bit
+    the same whether it was killed and resumed or not.
+    """
+
+    def __init__(self, repeat: Repeat, folder: Path | None = None) -> None:
+        self.repeat, self.folder = repeat, folder
+        self.experiment = repeat.experiment
+        self.step = 0
+        self.log: Log = {}
+        self.distances: Log = {}
+        self.tensors: Log = {}
+        self.candidates = [a for a in repeat.arms if a.name in self.experiment.candidates]
+        self.updates = {arm.name: DirectError() for arm in self.candidates if arm.is_candidate}
+
+    def run(self, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+        """Train to the end; `tell` hears how many steps are taken."""
+        with contextlib.ExitStack() as doors:
+            self.baseline = doors.enter_context(self._runner(BASELINE))
+            self.runners = {
+                arm.name: doors.enter_context(self._runner(arm)) for arm in self.repeat.arms
+            }
+            self.shadow = doors.enter_context(self._shadow())
+            if self.folder:
+                load_state(self, self.folder)
+            last = time.monotonic()
+            while self.step < self.experiment.steps:
+                self._step(self.step)
+                self.step += 1
+                if self.step in logged_steps(self.experiment.steps):
+                    self._compare()
+                tell(self.step)
+                if self.folder and time.monotonic() - last > SECONDS:
+                    save_state(self, self.folder)
+                    last = time.monotonic()
+            return self._record()
+
+    @property
+    def everyone(self) -> dict[str, Runner]:
+        """All arms by name, the baseline among them."""
+        return {BASELINE.name: self.baseline, **self.runners}
+
+    @property
+    def errors(self) -> dict[str, DirectError]:
+        """The direct errors of all candidates: of their gradients and of their updates."""
+        gradients = {f"gradient {name}": e for name, e in self.shadow.errors.items()}
+        return gradients | {f"update {name}": e for name, e in self.updates.items()}
+
+    def _runner(self, arm: Arm) -> Runner:
+        e = self.experiment
+        return Runner(
+            load_workload(e.workload), self.repeat.seed, e.steps,
+            arm=arm, baseline=e.variant, format=e.format,
+        )  # fmt: skip
+
+    def _shadow(self) -> Shadow:
+        candidates = {arm.name: _as_variant(arm) for arm in self.candidates if arm.is_candidate}
+        every = self.experiment.every
+        return Shadow(
+            self.baseline.model, candidates, every=every, seed=self.repeat.seed, keep=True
+        )
+
+    def _step(self, number: int) -> None:
+        for name, runner in self.runners.items():
+            if runner.arm.start == number and number:
+                runner.branch_off(self.baseline)
+            if runner.arm.start == number and runner.arm.change == "ulp":
+                runner.nudge()
+            if runner.arm.start <= number:
+                self._note(self.log, name, runner.gradients(number))
+                runner.update()
+        self._note(self.log, BASELINE.name, self.baseline.gradients(number, self.shadow))
+        self._sample_updates()
+        self.baseline.update()
+
+    def _note(self, log: Log, name: str, values: dict[str, Any]) -> None:
+        log.setdefault(name, []).append({"step": self.step + 1, **values})
+
+    def _sample_updates(self) -> None:
+        """The direct errors of the update: what the optimizer would make of the candidates'."""
+        if not self.shadow.kept_gradients or self.baseline.scaler is not None:
+            return
+        own = {n: w.grad for n, w in parameters(self.baseline.task.model).items()}
+        for name, (c, there) in self.shadow.kept_gradients.items():
+            g = self.baseline.update_by(there or {n: t for n, t in own.items() if t is not None})
+            moved = self.baseline.update_by(c)
+            tracks = self.updates[name].plain if there is None else self.updates[name].redrawn
+            tracks.add({n: reduced(moved[n] - g[n], g[n], sketch=there is None) for n in g})
+
+    def _compare(self) -> None:
+        """The distance of every arm's weights from the baseline's, after a step."""
+        base = parameters(self.baseline.task.model)
+        for name, runner in self.runners.items():
+            if runner.arm.start >= self.step:
+                continue
+            weights = parameters(runner.task.model)
+            found = {n: gathered(base[n].detach(), weights[n].detach()) for n in base}
+            whole = WeightDistance()
+            for distance in found.values():
+                whole = whole.merge(distance)
+            pooled = wasserstein(_flat(base.values()), _flat(weights.values()))
+            self._at(self.distances, name, _metrics(whole) | {"w1": pooled})
+            each = {n: {"rel_l2": d.rel_l2, "max_diff": d.max_diff} for n, d in found.items()}
+            for n, values in each.items():
+                values["w1"] = wasserstein(base[n].detach(), weights[n].detach())
+            self._at(self.tensors, name, {"of": each})
+
+    def _at(self, log: Log, name: str, values: dict[str, Any]) -> None:
+        log.setdefault(name, []).append({"step": self.step, **values})
+
+    def _record(self) -> dict[str, Any]:
+        self.shadow.settle()
+        return {
+            "log": self.log,
+            "distances": self.distances,
+            "tensors": self.tensors,
+            "direct": {
+                name: {
+                    "gradient": _judged(error),
+                    "update": _judged(self.updates[name]),
+                }
+                for name, error in self.shadow.errors.items()
+            },
+            "sample": sampled(self.baseline),
+            "parameters": sum(p.numel() for p in parameters(self.baseline.task.model).values()),
+        }
+
+
+def _as_variant(arm: Arm) -> Variant:
+    """How the baseline's model runs as this arm's would, for one call."""
+    return autocast(arm.format) if arm.format else arm.variant
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def _metrics(found: WeightDistance) -> dict[str, float]:
+    names = ("rel_l2", "rel_l1", "max_diff", "cosine", "ulp_mean", "sign_flips")
+    return {name: getattr(found, name) for name in names}
+
+
+def _judged(error: DirectError) -> dict[str, Any] | None:
+    """The judgement as plain data; None where nothing was sampled."""
+    return dataclasses.asdict(judge(error)) if error.plain.samples else None
+
+
+def sampled(runner: Runner) -> dict[str, Any] | None:
+    """What a model makes of its workload's sample, as plain data; None where there is none."""
+    if runner.task.sample is None:
+        return None
+    sample = runner.task.sample(runner.task.model)
+    if not isinstance(sample, Pictures):
+        return {"text": str(sample)}
+    grey: Any = (sample.images * 255).round().int()
+    return {"images": grey.tolist(), "captions": list(sample.captions)}

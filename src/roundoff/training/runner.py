@@ -1,0 +1,158 @@
+"""Runner: one arm's training, a step at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roundoff.state import Snapshot
+from roundoff.training.arms import Arm
+from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
+from roundoff.workloads import Workload
+from roundoff.workloads.protocol import generator_of, seeded
+
+__all__ = ["Runner", "Step"]
+
+OTHER_SEED = 1_000_003
+"""From the baseline's initial seed to that of the arm `seed`."""
+
+Step = dict[str, float]
+LossOf = Callable[..., Tensor]
+
+
+class Runner:
+    """A task in training under a variant: `gradients(i)`, then
+    `update()`, takes step i.
+
+    Dropout and the like draw the same numbers in every arm: those of the data seed and the step.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        seed: int,
+        steps: int,
+        *,
+        arm: Arm,
+        baseline: Variant,
+        format: str,
+    ) -> None:
+        self.arm, self.seed, self.steps = arm, seed, steps
+        self.format = arm.format or format
+        other = OTHER_SEED if arm.change == "initial seed" else 0
+        self.task = workload.build(seed + other, seed)
+        self.device = next(self.task.model.parameters()).device.type
+        self.scaler: Any = torch.amp.GradScaler(self.device) if self.format == "fp16" else None
+        self.order = _order(steps, seed) if arm.change == "data order" else None
+        self.variants = (arm.variant,) if arm.variant.is_attention else (baseline, arm.variant)
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Runner:
+        """Enter the variants for as long as the training lasts."""
+        self.model = self.task.model
+        for variant in self.variants:
+            self.model = self._open.enter_context(variant.trained(self.model))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """Leave the variants."""
+        return self._open.__exit__(kind, error, trace)
+
+    def gradients(self, number: int, loss_of: LossOf | None = None) -> Step:
+        """Forward and backward pass of one step: its loss, and the norm of its gradient.
+
+        `loss_of(loss, batch)` stands between, as a shadow does. Gradients are left in `.grad`,
+        without loss scaling.
+        """
+        task = self.task
+        batch = task.batch(number if self.order is None else self.order[number])
+        task.optimizer.zero_grad()
+        with seeded(self.seed * OTHER_SEED + number):
+            with self.cast():
+                loss = (
+                    task.loss(self.model, batch) if loss_of is None else loss_of(task.loss, batch)
+                )
+            scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
+            scaled.backward()
+        if self.scaler is not None:
+            self.scaler.unscale_(task.optimizer)
+        return {"loss": loss.item(), "grad_norm": self._norm()}
+
+    def update(self) -> None:
+        """The optimizer's step, or none where loss scaling skips it."""
+        if self.scaler is None:
+            self.task.optimizer.step()
+        else:
+            self.scaler.step(self.task.optimizer)
+            self.scaler.update()
+        if self.task.scheduler is not None:
+            self.task.scheduler.step()
+
+    def update_by(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the optimizer would add to each weight for these gradients; nothing is changed."""
+        before = self.capture(0)
+        weights = parameters(self.task.model)
+        start = {name: w.detach().clone() for name, w in weights.items()}
+        own = {name: w.grad for name, w in weights.items()}
+        for name, w in weights.items():
+            w.grad = gradients.get(name)
+        self.task.optimizer.step()
+        moved = {name: w.detach() - start[name] for name, w in weights.items()}
+        self.restore(before)
+        for name, w in weights.items():
+            w.grad = own[name]
+        return moved
+
+    def cast(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast to the arm's format."""
+        if self.format not in AUTOCAST:
+            return contextlib.nullcontext()
+        return autocast(self.format).entered(self.task.model)
+
+    def _norm(self) -> float:
+        squares = sum(
+            float(p.grad.double().square().sum())
+            for p in self.task.model.parameters()
+            if p.grad is not None
+        )
+        return math.sqrt(squares) if math.isfinite(squares) else squares
+
+    def nudge(self) -> None:
+        """Move one weight by one ulp: one of a matrix, drawn from the seed."""
+        matrices = [p for p in self.task.model.parameters() if p.ndim > 1 and p.requires_grad]
+        draw = generator_of(self.seed, 0)
+        chosen = matrices[int(torch.randint(len(matrices), (), generator=draw))]
+        flat = chosen.data.view(-1)
+        at = int(torch.randint(flat.numel(), (), generator=draw))
+        flat[at] = torch.nextafter(flat[at], flat[at].new_tensor(math.inf))
+
+    def capture(self, step: int) -> Snapshot:
+        """All that its next step depends on."""
+        task = self.task
+        return Snapshot.capture(step, task.model, task.optimizer, task.scheduler, self.scaler)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of its own."""
+        task = self.task
+        snapshot.restore(task.model, task.optimizer, task.scheduler, self.scaler)
+
+    def branch_off(self, trunk: Runner) -> None:
+        """Begin where another arm of the same workload is now; loss scaling begins anew."""
+        scaler: Any = None if trunk.scaler is None else torch.amp.GradScaler(self.device)
+        task = self.task
+        trunk.capture(0).restore(task.model, task.optimizer, task.scheduler, scaler)
+
+
+def _order(steps: int, seed: int) -> list[int]:
+    return [int(i) for i in torch.randperm(steps, generator=generator_of(seed, 1))]

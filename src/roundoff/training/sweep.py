@@ -1,0 +1,228 @@
+"""Run an experiment into a run directory: a repeat a worker, killed and resumed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from roundoff.errors import RoundoffError, UnsupportedError
+from roundoff.executors import run_tasks
+from roundoff.records import SCHEMA
+from roundoff.store import Run
+from roundoff.store.disk import replace_file
+from roundoff.store.json import digest
+from roundoff.training.experiment import Experiment, Repeat, environment
+from roundoff.training.lab import BASELINE, Lab, sampled
+from roundoff.training.runner import Runner
+from roundoff.training.timing import time_steps
+from roundoff.workloads import load_workload
+
+__all__ = ["STATE", "all_ids", "finished", "run_repeats", "step_times", "total_steps"]
+
+STATE = "state"
+"""The folder of a run in which repeats that are not finished keep their state."""
+PROGRESS = "progress"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is handed to a worker, and where it keeps its state meanwhile."""
+
+    id: str
+    what: Literal["repeat", "long", "times"]
+    experiment: Experiment
+    folder: Path
+    number: int = 0
+    candidate: str = ""
+
+
+def run_repeats(
+    run: Run,
+    experiment: Experiment,
+    executor: Executor,
+    *,
+    in_flight: int,
+    tell: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Train all that the run does not have yet; each repeat is one line of the run.
+
+    The long run and the timings are lines too; timings come last, one at a time. `tell` hears,
+    about once a second, how many steps of the whole experiment are taken. What fails is a line
+    that says so.
+    """
+    with run.writer() as writer, _counting(run, experiment, tell):
+        known = environment(experiment.threads)
+        run.write_document(f"environments/{digest(known)}.json", known)
+        for tasks, parallel in (
+            (_training(run, experiment), in_flight),
+            (_timings(run, experiment), 1),
+        ):
+            free = (task for task in tasks if writer.claim([task.id]))
+            for task, outcome in run_tasks(executor, free, carried_out, in_flight=parallel):
+                writer.append(_record(task, outcome))
+                shutil.rmtree(task.folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (run.path / STATE).rmdir()
+
+
+def _training(run: Run, experiment: Experiment) -> list[_Task]:
+    """The longest first, so that none is left alone at the end."""
+    folder = run.path / STATE
+    tasks = [
+        _Task(i, "repeat", experiment, folder / i, number=repeat.number)
+        for i, repeat in experiment.all_repeats().items()
+    ]
+    if experiment.long:
+        i = experiment.long_id()
+        tasks.insert(0, _Task(i, "long", experiment, folder / i))
+    return tasks
+
+
+def _timings(run: Run, experiment: Experiment) -> list[_Task]:
+    return [
+        _Task(i, "times", experiment, run.path / STATE / i, candidate=name)
+        for i, name in experiment.timing_ids().items()
+    ]
+
+
+def carried_out(task: _Task) -> dict[str, Any]:
+    """Do one task in this process."""
+    started, before = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(task.experiment.threads)
+    task.folder.mkdir(parents=True, exist_ok=True)
+    tell = _teller(task.folder / PROGRESS)
+    try:
+        if task.what == "repeat":
+            found = Lab(Repeat(task.experiment, task.number), task.folder).run(tell)
+        elif task.what == "long":
+            found = long_run(task.experiment, tell)
+        else:
+            found = {"step_times": time_steps(task.experiment, task.candidate)}
+    finally:
+        torch.set_num_threads(before)
+    return {**found, "elapsed": round(time.perf_counter() - started, 2)}
+
+
+def long_run(
+    experiment: Experiment, tell: Callable[[int], None] = lambda _: None
+) -> dict[str, Any]:
+    """One baseline run of `experiment.long` steps: its losses, and a sample of what it learned."""
+    runner = Runner(
+        load_workload(experiment.workload), experiment.seed, experiment.long,
+        arm=BASELINE, baseline=experiment.variant, format=experiment.format,
+    )  # fmt: skip
+    losses: list[float] = []
+    with runner:
+        for number in range(experiment.long):
+            losses.append(runner.gradients(number)["loss"])
+            runner.update()
+            tell(number + 1)
+        each = max(1, experiment.long // 200)
+        return {
+            "long": [
+                {"step": i + 1, "loss": sum(losses[i - each + 1 : i + 1]) / each}
+                for i in range(each - 1, len(losses), each)
+            ],
+            "sample": sampled(runner),
+        }
+
+
+def finished(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
+    """The lines of the experiment's repeats that went well, in their order."""
+    return _lines(run, experiment.all_repeats())
+
+
+def step_times(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
+    """What `time_steps` found for each candidate that was timed."""
+    return [row["step_times"] for row in _lines(run, experiment.timing_ids())]
+
+
+def all_ids(experiment: Experiment) -> set[str]:
+    """The ids of all lines that the experiment asks for."""
+    long = {experiment.long_id()} if experiment.long else set[str]()
+    return {*experiment.all_repeats(), *experiment.timing_ids(), *long}
+
+
+def total_steps(experiment: Experiment) -> int:
+    """Steps of all repeats and the long run, which is what a progress bar counts."""
+    return experiment.repeats * experiment.steps + experiment.long
+
+
+def _lines(run: Run, ids: Iterable[str]) -> list[dict[str, Any]]:
+    found = {row["id"]: row for row in run.rows() if row["status"] == "ok"}
+    return [found[i] for i in ids if i in found]
+
+
+def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
+    head = {
+        "schema": SCHEMA,
+        "id": task.id,
+        "environment": digest(environment(task.experiment.threads)),
+        "training": {**task.experiment.to_record(), "repeat": task.number, "what": task.what},
+    }
+    if not isinstance(outcome, Exception):
+        return {**head, "status": "ok", **outcome}
+    if not isinstance(outcome, RoundoffError):
+        text = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
+    else:
+        text = str(outcome)
+    status = "skipped" if isinstance(outcome, UnsupportedError) else "failed"
+    return {**head, "status": status, "error": text}
+
+
+def _teller(path: Path) -> Callable[[int], None]:
+    """Write the number of steps into a file, at most twice a second."""
+    last = 0.0
+
+    def tell(steps: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            replace_file(path, str(steps))
+
+    return tell
+
+
+@contextlib.contextmanager
+def _counting(run: Run, experiment: Experiment, tell: Callable[[int], None]) -> Generator[None]:
+    """Tell the steps taken so far, from the files of the workers, until the block ends."""
+    steps = dict.fromkeys(experiment.all_repeats(), experiment.steps)
+    if experiment.long:
+        steps[experiment.long_id()] = experiment.long
+    over, reader = threading.Event(), Run.open(run.path)
+
+    def count() -> int:
+        done = reader.finished_ids()
+        return sum(
+            n if i in done else _steps(run.path / STATE / i / PROGRESS) for i, n in steps.items()
+        )
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            tell(count())
+
+    watcher = threading.Thread(target=watch, name="roundoff-progress", daemon=True)
+    tell(count())
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        tell(count())
+
+
+def _steps(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

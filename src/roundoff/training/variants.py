@@ -1,0 +1,172 @@
+"""Variants: ways to run a model that leave the model as it is.
+
+A variant is entered for a block of code and gives the model to call in it: the same one
+under another attention or format, or a patched copy with the same weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roundoff.errors import KernelError, UsageError
+from roundoff.intercept.swap import AttentionFunction, swapped
+
+__all__ = [
+    "AS_IT_IS",
+    "Patch",
+    "Variant",
+    "Way",
+    "attended",
+    "autocast",
+    "parameters",
+    "patched",
+    "variant",
+]
+
+Patch = Callable[[nn.Module], Any]
+"""Changes a model in place, or returns another one that computes the same (`torch.compile`)."""
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+Entered = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named way to run a model.
+
+    `entered(model)` is a context that gives the model to call, and leaves `model` as it is.
+    `trained(model)` is one for a model that trains under the variant from now on; it may change it.
+    One that `is_attention` takes the place of another attention.
+    """
+
+    name: str
+    entered: Entered
+    trained: Entered
+    is_attention: bool = False
+
+
+AS_IT_IS = Variant("as it is", contextlib.nullcontext, contextlib.nullcontext)
+
+
+Way = Variant | Patch | AttentionFunction | str | None
+"""What names a variant: itself, a patch, an attention by name or as a function; None: as it is."""
+
+
+def variant(way: Way) -> Variant:
+    """What `way` means: a variant, an attention by name or as a function, a patch; None: as it is.
+
+    >>> variant(None).name
+    'as it is'
+    """
+    if way is None:
+        return AS_IT_IS
+    if isinstance(way, Variant):
+        return way
+    if isinstance(way, str | AttentionFunction):
+        return attended(way)
+    return patched(way)
+
+
+def attended(attention: AttentionFunction | str) -> Variant:
+    """Another attention: a kernel, a recipe (also at a format, as `fa2@bf16`), or the user's."""
+    name = attention if isinstance(attention, str) else attention.name
+
+    @contextlib.contextmanager
+    def entered(model: nn.Module) -> Generator[nn.Module]:
+        with swapped(model, attention):
+            yield model
+
+    return Variant(name, entered, entered, is_attention=True)
+
+
+def autocast(format: str) -> Variant:
+    """Torch's autocast to `bf16` or `fp16`, or off for `fp32`; the weights stay as they are."""
+    if format not in (*AUTOCAST, "fp32"):
+        raise UsageError(f"autocast to {format!r}; expected {', '.join(AUTOCAST)} or fp32")
+
+    @contextlib.contextmanager
+    def entered(model: nn.Module) -> Generator[nn.Module]:
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, AUTOCAST.get(format), enabled=format in AUTOCAST):
+            yield model
+
+    return Variant(format, entered, entered)
+
+
+def patched(patch: Patch, name: str | None = None) -> Variant:
+    """A copy of the model that `patch` has changed, given the model's weights at every entry.
+
+    A model that trains under it is changed itself, and keeps its parameters.
+
+    Errors: `KernelError` where the patched copy has no parameters of the model's names and shapes,
+    and where the patch gives a model in training other parameters, which its optimizer has not.
+    """
+    copies: dict[int, tuple[nn.Module, nn.Module]] = {}
+
+    @contextlib.contextmanager
+    def entered(model: nn.Module) -> Generator[nn.Module]:
+        if id(model) not in copies:
+            copies[id(model)] = model, _result(patch, copy.deepcopy(model))
+        twin = copies[id(model)][1]
+        twin.train(model.training)
+        _copy_weights(model, twin)
+        yield twin
+
+    @contextlib.contextmanager
+    def trained(model: nn.Module) -> Generator[nn.Module]:
+        before = {id(p): n for n, p in parameters(model).items()}
+        changed = _result(patch, model)
+        lost = [before[i] for i in before.keys() - {id(p) for p in changed.parameters()}]
+        if lost:
+            raise KernelError(
+                f"the patch replaced {lost[0]} and {len(lost) - 1} more parameters, which the "
+                "optimizer has; let it keep the model's own parameters"
+            )
+        yield changed
+
+    return Variant(name or getattr(patch, "__name__", "patched"), entered, trained)
+
+
+def _result(patch: Patch, model: nn.Module) -> nn.Module:
+    """The patched model: what the patch returns, or the model itself, changed."""
+    returned = patch(model)
+    return returned if isinstance(returned, nn.Module) else model
+
+
+def _copy_weights(source: nn.Module, target: nn.Module) -> None:
+    theirs = parameters(target) | dict(target.named_buffers())
+    for name, x in (parameters(source) | dict(source.named_buffers())).items():
+        y = theirs.get(name)
+        if y is None or y.shape != x.shape:
+            has = "none of that name" if y is None else f"{tuple(y.shape)}"
+            raise KernelError(
+                f"the patched model's {name} should be {tuple(x.shape)}, but has {has}"
+            )
+        y.data.copy_(x.data)
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that are trained, by names without the prefixes of wrappers.
+
+    >>> list(parameters(torch.compile(torch.nn.Linear(2, 2))))
+    ['weight', 'bias']
+    """
+    return {plain(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def plain(name: str) -> str:
+    """A parameter's name without what torch.compile, DDP and FSDP put into it."""
+    wrappers = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+    first, *rest = name.split(".")
+    kept = [part for part in rest if part not in wrappers[:1] + wrappers[2:]]
+    return ".".join(([] if first in wrappers else [first]) + kept)

@@ -1,0 +1,163 @@
+"""From the lines of an experiment to answers: distances in yardsticks, growth, noise or bias.
+
+All of it at stated steps, since a candidate in units of one ulp falls by orders of magnitude
+within some hundred steps, and over repeats, which are the independent units.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roundoff.metrics.intervals import Interval, log_t_interval, ratio_interval, slope_interval
+from roundoff.metrics.noise_or_bias import RANK, gravest
+
+__all__ = [
+    "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth", "losses",
+    "steps_of", "units",
+]  # fmt: skip
+
+Record = Mapping[str, Any]
+METRIC = "rel_l2"
+"""The distance in which verdicts are given, unless another is asked for."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A candidate's distance in units of a yardstick's, after a step.
+
+    `ratio` is a geometric mean with its t interval on logarithms over the repeats that have both;
+    None where either is exactly 0 or not finite, and `why` says so.
+    """
+
+    candidate: str
+    yardstick: str
+    step: int
+    ratio: Interval | None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The local growth of an arm: its distance grows as the step to this power, between two."""
+
+    arm: str
+    start: int
+    end: int
+    power: Interval | None
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Noise or bias of a candidate over the repeats: the gravest word, and how often each."""
+
+    candidate: str
+    of: str
+    verdict: str
+    counts: Mapping[str, int]
+    size: Interval
+    detectable: float
+
+
+def arms_of(records: Sequence[Record]) -> list[str]:
+    """All arms, in the order in which they were asked for."""
+    return list(dict.fromkeys(arm for r in records for arm in r["distances"]))
+
+
+def steps_of(records: Sequence[Record]) -> list[int]:
+    """The steps after which weights were compared."""
+    found = {at["step"] for r in records for log in r["distances"].values() for at in log}
+    return sorted(found)
+
+
+def values(records: Sequence[Record], arm: str, step: int, metric: str) -> dict[int, float]:
+    """A metric of an arm after a step, by repeat."""
+    return {
+        r["training"]["repeat"]: float(at[metric])
+        for r in records
+        for at in r["distances"].get(arm, [])
+        if at["step"] == step
+    }
+
+
+def distance(records: Sequence[Record], arm: str, step: int, metric: str = METRIC) -> Interval:
+    """The geometric mean over repeats; exactly 0 where every repeat is."""
+    held = list(values(records, arm, step, metric).values())
+    if held and not any(held):
+        return Interval(0.0, 0.0, 0.0, len(held))
+    return log_t_interval(held)
+
+
+def units(
+    records: Sequence[Record],
+    candidates: Iterable[str],
+    yardsticks: Iterable[str],
+    *,
+    steps: Iterable[int] | None = None,
+    metric: str = METRIC,
+) -> list[Unit]:
+    """Every candidate in units of every yardstick, at some or all compared steps."""
+    chosen = steps_of(records) if steps is None else list(steps)
+    return [
+        _unit(records, candidate, yardstick, step, metric)
+        for candidate in candidates
+        for yardstick in yardsticks
+        for step in chosen
+    ]
+
+
+def _unit(
+    records: Sequence[Record], candidate: str, yardstick: str, step: int, metric: str
+) -> Unit:
+    a, b = (values(records, arm, step, metric) for arm in (candidate, yardstick))
+    shared = sorted(a.keys() & b.keys())
+    if not shared:
+        return Unit(candidate, yardstick, step, None, "was not measured")
+    for arm, held in ((yardstick, b), (candidate, a)):
+        if any(held[i] == 0 for i in shared):
+            return Unit(candidate, yardstick, step, None, f"{arm} is exactly 0")
+    ratio = ratio_interval([a[i] for i in shared], [b[i] for i in shared])
+    if ratio.estimate != ratio.estimate:
+        return Unit(candidate, yardstick, step, None, "not finite")
+    return Unit(candidate, yardstick, step, ratio)
+
+
+def growth(records: Sequence[Record], arm: str, metric: str = METRIC) -> list[Growth]:
+    """The local log-log slope of an arm between neighbouring compared steps."""
+    found: list[Growth] = []
+    held = {s: values(records, arm, s, metric) for s in steps_of(records)}
+    steps = [s for s, of in held.items() if of]
+    for start, end in itertools.pairwise(steps):
+        shared = sorted(held[start].keys() & held[end].keys())
+        rows = [[held[start][i], held[end][i]] for i in shared]
+        power = slope_interval([start, end], rows) if rows and all(map(all, rows)) else None
+        found.append(Growth(arm, start, end, power))
+    return found
+
+
+def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient") -> Direct | None:
+    """Noise or bias of a candidate's gradient or update; None where it was not sampled."""
+    found = [
+        r["direct"][candidate][of]
+        for r in records
+        if candidate in r["direct"] and r["direct"][candidate][of] is not None
+    ]
+    if not found:
+        return None
+    words = [f["verdict"] for f in found]
+    return Direct(
+        candidate, of, gravest(words), {w: words.count(w) for w in RANK if w in words},
+        log_t_interval(float(f["all"]["size"]) for f in found),
+        max(float(f["all"]["detectable"]) for f in found),
+    )  # fmt: skip
+
+
+def losses(records: Sequence[Record], arm: str) -> list[tuple[int, float]]:
+    """The mean loss over repeats, by step."""
+    by_step: dict[int, list[float]] = {}
+    for r in records:
+        for at in r["log"].get(arm, []):
+            by_step.setdefault(at["step"], []).append(float(at["loss"]))
+    return [(step, sum(held) / len(held)) for step, held in sorted(by_step.items())]
