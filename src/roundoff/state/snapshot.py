@@ -111,9 +111,12 @@ class Snapshot:
             "state": rest,
             "sha256": _digest(str(self.step), rest, self.tensors),
         }
-        with replacing(Path(path)) as temporary:
-            library: Any = safetensors.torch
-            library.save_file(dict(self.tensors), temporary, metadata=about)
+        library: Any = safetensors.torch
+        try:
+            with replacing(Path(path)) as temporary:
+                library.save_file(dict(self.tensors), temporary, metadata=about)
+        except SafetensorError as error:
+            raise RunError(f"cannot write {path}: {error}") from error
 
     @classmethod
     def load(cls, path: Path | str) -> Snapshot:
