@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, OneCycleLR
 
@@ -175,11 +176,14 @@ class TestDamage:
         with pytest.raises(RunError, match="another safetensors file"):
             Snapshot.load(tmp_path / "x")
 
-    def test_a_failed_save_leaves_the_old_file(self, path, monkeypatch):
+    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"),
+                                       SafetensorError("No space left on device")])  # fmt: skip
+    def test_a_failed_save_leaves_the_old_file(self, path, monkeypatch, error):
         before = path.read_bytes()
 
-        def fail(*_, **__):
-            raise OSError(28, "No space left on device")
+        def fail(_, place, **__):
+            place.write_bytes(b"half")
+            raise error
 
         monkeypatch.setattr("safetensors.torch.save_file", fail)
         with pytest.raises(RunError, match="No space left"):

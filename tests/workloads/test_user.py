@@ -34,6 +34,9 @@ def once():
 def by_step(data_seed):
     return *parts(), lambda step: (torch.full((1, 3), float(step + data_seed)),), loss
 
+def drawn():
+    return *parts(), lambda step: (torch.rand(2, 3) + random.random() + numpy.random.rand(),), loss
+
 def task(init_seed, data_seed):
     from roundoff.workloads import Task
     return Task(*parts(), lambda step: (torch.full((1, 3), float(init_seed)),), loss)
@@ -55,7 +58,7 @@ def place(tmp_path):
     return lambda name: f"{path}:{name}"
 
 
-@pytest.mark.parametrize("name", ["shuffled", "listed", "once", "by_step", "task"])
+@pytest.mark.parametrize("name", ["shuffled", "listed", "once", "by_step", "drawn", "task"])
 def test_good_ones_train(place, name):
     task = load_workload(place(name)).build(0, 0)
     for step in range(3):
@@ -90,9 +93,31 @@ def test_batches_are_wound_forward_and_back(place):
     assert torch.equal(fresh.batch(5)[0], batches[5])
 
 
-def test_the_global_random_state_is_left_alone(place):
+def test_a_function_of_the_step_that_draws(place):
+    build = load_workload(place("drawn")).build
+    task = build(0, 0)
+    batches = [task.batch(step)[0] for step in range(3)]
+    assert len({x.sum().item() for x in batches}) == 3
+    assert torch.equal(build(1, 0).batch(2)[0], batches[2])
+    assert not torch.equal(build(0, 1).batch(2)[0], batches[2])
+
+
+def test_settings_of_its_module_are_in_force(tmp_path):
+    path = tmp_path / "doubled.py"
+    path.write_text("import torch\ntorch.set_default_dtype(torch.float64)\n" + GOOD)
+    workload = load_workload(f"{path}:listed")
+    assert torch.get_default_dtype() == torch.float32
+    try:
+        assert workload.build(0, 0).model.weight.dtype == torch.float64
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["shuffled", "drawn"])
+def test_the_global_random_state_is_left_alone(place, name):
     states = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    task = load_workload(place("shuffled")).build(0, 0)
+    task = load_workload(place(name)).build(0, 0)
     for step in (0, 4, 1):
         task.batch(step)
     assert torch.equal(torch.get_rng_state(), states[0])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["changed", "kept", "read"]
+__all__ = ["changed", "kept", "put", "read"]
 
 _MIXED = "mixed"
 
@@ -107,16 +107,17 @@ def kept(own: Mapping[str, Any] | None = None) -> Generator[None]:
     """Put `own` settings in force; at the end settings, threads and random state are as before."""
     before, threads, random = read(), torch.get_num_threads(), torch.get_rng_state()
     try:
-        _put(own or {})
+        put(own or {})
         yield
     finally:
-        _put(before)
+        put(before)
         torch.set_rng_state(random)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
 
-def _put(values: Mapping[str, Any]) -> None:
+def put(values: Mapping[str, Any]) -> None:
+    """Put settings in force and leave them so."""
     for name, value in values.items():
         setting = _SETTINGS[name]
         if value != _MIXED and setting.get() != value:

@@ -111,9 +111,12 @@ class Snapshot:
             "state": rest,
             "sha256": _digest(str(self.step), rest, self.tensors),
         }
-        with replacing(Path(path)) as temporary:
-            library: Any = safetensors.torch
-            library.save_file(dict(self.tensors), temporary, metadata=about)
+        library: Any = safetensors.torch
+        try:
+            with replacing(Path(path)) as temporary:
+                library.save_file(dict(self.tensors), temporary, metadata=about)
+        except SafetensorError as error:
+            raise RunError(f"cannot write {path}: {error}") from error
 
     @classmethod
     def load(cls, path: Path | str) -> Snapshot:
@@ -197,6 +200,5 @@ def _set_random_states(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    np.random.set_state(state["numpy"])
     random.setstate(state["python"])

@@ -26,10 +26,10 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     A `UsageError` names the path of what is no plain data.
     """
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(value.astype(np.int64) if value.dtype.kind == "u" else value)  # pyright: ignore
+        array = cast("np.ndarray[Any, Any]", value)
+        return {"$array": [_put(_tensor(array, path), tensors, path), str(array.dtype)]}
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {"$tensor": path}
+        return {"$tensor": _put(value.detach().to("cpu", copy=True), tensors, path)}
     if isinstance(value, np.generic):
         value = cast("Any", value).item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -45,6 +45,21 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         f"{path.lstrip('.')} is a {type(value).__name__}; a snapshot holds tensors, numbers, "
         "strings, lists, tuples and mappings of them"
     )
+
+
+def _put(x: Tensor, tensors: dict[str, Tensor], path: str) -> str:
+    """The name under which `x` is kept; two paths can read alike, as of the keys 1 and "1"."""
+    name = path
+    while name in tensors:
+        name += "'"
+    tensors[name] = x.contiguous()
+    return name
+
+
+def _tensor(array: np.ndarray[Any, Any], path: str) -> Tensor:
+    if array.dtype.kind not in "biuf":
+        raise UsageError(f"{path} is an array of {array.dtype}; expected numbers")
+    return torch.from_numpy(array.astype(np.int64 if array.dtype.kind == "u" else array.dtype))  # pyright: ignore[reportUnknownMemberType]
 
 
 def _pack_mapping(value: Mapping[Any, Any], tensors: dict[str, Tensor], path: str) -> Any:
@@ -75,6 +90,7 @@ def _pairs(pairs: list[Any], tensors: Mapping[str, Tensor]) -> dict[Any, Any]:
 
 _MADE: dict[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
     "$tensor": lambda name, tensors: tensors[name].clone(),
+    "$array": lambda named, tensors: tensors[named[0]].numpy().astype(named[1]),
     "$float": lambda text, _: float(text),
     "$tuple": lambda items, tensors: tuple(unpack(v, tensors) for v in items),
     "$counter": lambda pairs, tensors: Counter(_pairs(pairs, tensors)),

@@ -60,6 +60,7 @@ def _batch(data_seed: int, step: int) -> Tensor:
 
 def _loss(model: nn.Module, batch: Tensor) -> Tensor:
     """Cross entropy of the next byte, in nats."""
+    batch = batch.to(next(model.parameters()).device)
     logits = model(input_ids=batch[:, :-1]).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from roundoff.errors import RoundoffError, UnsupportedError, UsageError
-from roundoff.kernels.loading import load
+from roundoff.kernels import settings
+from roundoff.kernels.loading import Loaded, load
 from roundoff.workloads.protocol import WORKLOADS, Task, Workload, seeded
 
 __all__ = ["load_workload"]
@@ -27,9 +30,10 @@ def load_workload(name: str) -> Workload:
     The function returns a `Task`, or (model, optimizer, batches, loss): `loss(model, batch)` is a
     scalar tensor, and `batches` an iterable, or a function of the step. It is called with
     torch's, numpy's and Python's random numbers seeded by the run's initial seed, and gets
-    `init_seed` and `data_seed` where it has parameters of these names. An iterable is
-    wound forward, with random numbers of its own that start from the data seed, and begun
-    again at its end.
+    `init_seed` and `data_seed` where it has parameters of these names. Settings of torch that its
+    module makes are in force from then on. A function of the step finds random numbers that
+    follow from the data seed and the step. An iterable is wound forward, with random numbers
+    of its own that start from the data seed, and begun again at its end.
 
     Errors: `UsageError` for what cannot be imported or returns something else; `UnsupportedError`
     for a workload that cannot run here.
@@ -40,9 +44,9 @@ def load_workload(name: str) -> Workload:
     roundoff.errors.UnknownNameError: unknown workload 'txt'; did you mean 'text'?
     """
     if ":" in name:
-        function = load(name).function
-        doc = inspect.getdoc(function) or "a workload of yours"
-        return Workload(name, doc, lambda init, data: _task(name, function, init, data), _nothing)
+        loaded = load(name)
+        doc = inspect.getdoc(loaded.function) or "a workload of yours"
+        return Workload(name, doc, lambda init, data: _task(name, loaded, init, data), _nothing)
     workload = WORKLOADS[name]
     if missing := workload.missing():
         raise UnsupportedError(f"workload {name!r} cannot run here; it needs {missing}")
@@ -53,17 +57,23 @@ def _nothing() -> None:
     return None
 
 
-def _task(place: str, function: Callable[..., Any], init_seed: int, data_seed: int) -> Task:
-    known = inspect.signature(function).parameters
+def _made(place: str, loaded: Loaded, init_seed: int, data_seed: int) -> Any:
+    """What the function returns; settings that its module made are in force from now on."""
+    known = inspect.signature(loaded.function).parameters
     given = dict(zip(SEEDS, (init_seed, data_seed), strict=True))
+    settings.put(loaded.settings)
     try:
-        with seeded(init_seed):
-            made: Any = function(**{n: v for n, v in given.items() if n in known})
+        with seeded(init_seed), contextlib.redirect_stdout(sys.stderr):
+            return loaded.function(**{n: v for n, v in given.items() if n in known})
     except RoundoffError:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise UsageError(f"{place} raised {type(error).__name__}: {first}") from error
+
+
+def _task(place: str, loaded: Loaded, init_seed: int, data_seed: int) -> Task:
+    made = _made(place, loaded, init_seed, data_seed)
     if isinstance(made, Task):
         return made
     parts = cast("tuple[Any, ...]", made) if isinstance(made, tuple) else (made,)
@@ -96,11 +106,16 @@ def _batch_of(place: str, batches: Any, data_seed: int) -> Callable[[int], Any]:
     if isinstance(batches, Iterable):
         return _Wound(place, cast("Iterable[Any]", batches), data_seed)
     if callable(batches):
-        return cast("Callable[[int], Any]", batches)
+        return lambda step: _drawn(batches, step, data_seed)
     raise UsageError(
         f"{place} returned batches of type {type(batches).__name__}; "
         "expected an iterable, or a function of the step"
     )
+
+
+def _drawn(batches: Callable[..., Any], step: int, seed: int) -> Any:
+    with seeded(seed * 1_000_003 + step):
+        return batches(step)
 
 
 class _Wound:
