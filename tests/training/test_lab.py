@@ -141,8 +141,8 @@ def test_a_patch_must_keep_the_parameters():
 
 
 def test_an_attention_of_the_users_is_told_from_a_patch():
-    assert parse_arm(f"{TINY}:attention").variant.is_attention
-    assert not parse_arm(f"{TINY}:doubled").variant.is_attention
+    assert parse_arm(f"{TINY}:attention").variant.over
+    assert not parse_arm(f"{TINY}:doubled").variant.over
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ class DirectError:
         Each worker's batch is a sample of its own, as the parts of an accumulated gradient are.
         """
         mine, its = self.tensors(), other.tensors()
-        if mine.keys() != its.keys() or self.clocks() != other.clocks():
+        clocks = [c.clocks() | {"given_up": 0} for c in (self, other)]
+        if mine.keys() != its.keys() or clocks[0] != clocks[1]:
             raise UsageError("workers of one run must sample the same tensors at the same steps")
         for name, tensor in mine.items():
             tensor.add_(its[name])
@@ -206,10 +207,11 @@ class DirectError:
 def sketched(x: Tensor) -> Tensor:
     """A linear image of a flat x, of length min(len(x), SKETCH), that keeps inner products.
 
-    x is cut into rows, each row gets a fixed random sign, and the rows are added up. The inner
-    product of two sketches is that of the tensors on average over signs, with an error of about
-    1/sqrt(SKETCH) of the product of their lengths. A tensor that fits is its own sketch. After
-    the count sketch of Charikar, Chen and Farach-Colton (2002), with the index for a hash.
+    x is cut into rows, element j of row r gets the fixed random sign a_r b_(r+j), and the rows
+    are added up. The inner product of two sketches is that of the tensors on average over signs,
+    with an error of about 1/sqrt(SKETCH) of the product of their lengths, also where all rows are
+    alike. A tensor that fits is its own sketch. After the count sketch of Charikar, Chen and
+    Farach-Colton (2002), with the index for a hash.
 
     >>> sketched(torch.tensor([1.0, 2.0])).tolist()
     [1.0, 2.0]
@@ -217,9 +219,12 @@ def sketched(x: Tensor) -> Tensor:
     rows, rest = divmod(x.numel(), SKETCH)
     if rows + (rest > 0) <= 1:
         return x
-    signs = _signs(rows + 1).to(x.device)
-    image = signs[:rows] @ x[: rows * SKETCH].view(rows, SKETCH)
-    image[:rest] += signs[rows] * x[rows * SKETCH :]
+    a, b = _signs(2 * (rows + 1) + SKETCH).to(x.device).tensor_split([rows + 1])
+    turned, whole = b.unfold(0, SKETCH, 1), x[: rows * SKETCH].view(rows, SKETCH)
+    image = torch.zeros(SKETCH, device=x.device)
+    for part in (slice(r, r + CHUNK // SKETCH) for r in range(0, rows, CHUNK // SKETCH)):
+        image += a[:rows][part] @ (turned[:rows][part] * whole[part])
+    image[:rest] += a[rows] * turned[rows, :rest] * x[rows * SKETCH :]
     return image
 
 

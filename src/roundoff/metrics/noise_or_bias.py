@@ -30,7 +30,7 @@ ENOUGH = 24
 """Blocks below which nothing is told: a tail of the sign-flip null is never below 2^(1-blocks)."""
 
 POWER = 0.9
-"""Chance with which a gain of the size called detectable would have been found."""
+"""Chance with which a gain of the size called detectable would have been called a bias."""
 
 Word = Literal["noise", "persistent", "biased", "identical", "cannot tell"]
 RANK: tuple[Word, ...] = ("biased", "persistent", "cannot tell", "noise", "identical")
@@ -44,8 +44,9 @@ class TensorError:
     a constant error; `gain` the mean over blocks of <x,g>/<g,g> with its standard error, and
     `redrawn` the same at redrawn weights. Tails are those of `persistence` and `gain` under
     their nulls, adjusted for the number of tests. `detectable` is the gain that would have
-    been found 9 times in 10; NaN and infinities as they come. `nonfinite` counts samples that
-    held any.
+    been called a bias at least 9 times in 10, the redrawn weights' say included; infinite where
+    too little was sampled. `nonfinite` counts samples in which the candidate alone held NaN
+    or infinities.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Judgement:
             f"{self.verdict}: {len(worst)} of {len(self.tensors)} tensors, {self.samples} samples"
         )
         if self.verdict == "biased":
-            top = max(worst, key=lambda t: abs(t.gain.z))
+            top = max(worst or [self.all], key=lambda t: abs(t.gain.z))
             told += f"; e.g. {top.name}: gain {top.gain.value:.1e} (z {top.gain.z:.0f})"
         if self.verdict in ("noise", "persistent"):
             told += f"; a gain of {self.all.detectable:.0e} of all weights as one would have shown"
@@ -171,16 +172,16 @@ def judge(error: DirectError, *, alpha: float = ALPHA) -> Judgement:
     'biased'
     """
     if not error.plain.samples:
-        raise UsageError("no step was sampled; take more steps, or sample more often")
+        came = f" ({error.given_up} came to nothing)" if error.given_up else ""
+        raise UsageError(f"no step was sampled{came}; take more steps, or sample more often")
     found = [_evidence(error, name) for name in error.plain.of]
     every = [_pooled(found), *found]
     tails = holm([tail for e in every for tail in e.tails])
     persistent, gains = tails[::2], tails[1::2]
     stay = _staying(every, gains, alpha)
+    levels = alpha / len(tails), alpha / len(every)
     rows = [
-        _tensor_error(
-            e, p, gain, _Found(p < alpha, gain < alpha, e.name in stay), alpha / len(tails)
-        )
+        _tensor_error(e, p, gain, _Found(p < alpha, gain < alpha, e.name in stay), levels)
         for e, p, gain in zip(every, persistent, gains, strict=True)
     ]
     return Judgement(
@@ -246,7 +247,11 @@ def _staying(every: list[_Evidence], gain_tails: list[float], alpha: float) -> s
 
 
 def _tensor_error(
-    e: _Evidence, persistence_tail: float, gain_tail: float, found: _Found, level: float
+    e: _Evidence,
+    persistence_tail: float,
+    gain_tail: float,
+    found: _Found,
+    levels: tuple[float, float],
 ) -> TensorError:
     xx, gg = e.sums[0].sum().item(), e.sums[2].sum().item()
     verdict, why = _word(e, found)
@@ -260,7 +265,7 @@ def _tensor_error(
         gain=e.gain,
         gain_tail=gain_tail,
         redrawn=e.redrawn,
-        detectable=_detectable(e.gain, level),
+        detectable=max(map(_detectable, (e.gain, e.redrawn), levels)),
         nonfinite=e.alone,
     )
 
@@ -268,7 +273,11 @@ def _tensor_error(
 def _word(e: _Evidence, found: _Found) -> tuple[Word, str]:
     """The verdict and its reason: the first that applies."""
     words: tuple[tuple[bool, Word, str], ...] = (
-        (found.stays, "biased", "stretches or shrinks the gradient, at redrawn weights too"),
+        (
+            found.stays and not e.few,
+            "biased",
+            "stretches or shrinks the gradient, at redrawn weights too",
+        ),
         (e.alone > 0, "cannot tell", f"not finite in {e.alone} samples where the baseline was"),
         (e.same, "identical", "bit for bit the baseline's"),
         (e.few, "cannot tell", f"{e.finite} samples; {ENOUGH} are the least"),
@@ -280,8 +289,8 @@ def _word(e: _Evidence, found: _Found) -> tuple[Word, str]:
 
 
 def _detectable(gain: Estimate, level: float) -> float:
-    """The gain that a test at this level would have found with probability `POWER`."""
+    """The gain that one of two tests, at this level, finds so often that both do with `POWER`."""
     if gain.clusters < 2:
         return math.inf
     df = gain.clusters - 1
-    return (t_quantile(1 - level / 2, df) + t_quantile(POWER, df)) * gain.se
+    return (t_quantile(1 - level / 2, df) + t_quantile(math.sqrt(POWER), df)) * gain.se

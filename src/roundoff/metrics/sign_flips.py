@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,35 +31,37 @@ def persistence(gram: Tensor, xx: float) -> float:
 def flip_tail(gram: Tensor) -> float:
     """P(||sum +-s||^2 >= ||sum s||^2) over independent signs of the blocks' sums s.
 
-    The sum over pairs of blocks, sum_{b != c} +-gram_bc, has mean 0, variance 2 sum gram_bc^2 and
-    third cumulant 8 tr(A^3), with A the matrix without its diagonal; the tail is that of the
-    gamma distribution with these three (Pearson's type III). 1 for fewer than two blocks
-    and where all is 0. Never below 2^(1-blocks), the share of the two sign patterns that
-    leave the sum as it is.
+    With A the matrix without its diagonal, the sum over pairs of blocks is e'Ae for random signs
+    e. Its tail is taken as that of z'Az for normal z: mean, variance and third cumulant are the
+    same, and the fourth is no smaller. With A's eigenvalues that is a sum of scaled chi-squares,
+    whose tail the saddlepoint formula of Lugannani and Rice (1980) gives. 1 for fewer than two
+    blocks, where all is 0, and where the sum is hardly above its mean. Never below 2^(1-blocks),
+    the share of the two sign patterns that leave the sum as it is.
 
     >>> flip_tail(torch.ones(12, 12)) < 1e-3 < flip_tail(torch.eye(12))
     True
     """
     off = gram - torch.diag(gram.diag())
-    variance = 2 * off.square().sum().item()
-    if not variance > 0:
+    deviation = math.sqrt(2 * off.square().sum().item())
+    if not deviation > 0 or off.sum().item() < deviation / 10:
         return 1.0
-    z = off.sum().item() / math.sqrt(variance)
-    skew = 8 * torch.trace(off @ off @ off).item() / variance**1.5
-    return max(_pearson_tail(z, skew), 2.0 ** (1 - len(gram)))
+    scales = np.linalg.eigvalsh((off / deviation).double().numpy())
+    return max(_saddlepoint_tail(scales, off.sum().item() / deviation), 2.0 ** (1 - len(gram)))
 
 
-def _pearson_tail(z: float, skew: float) -> float:
-    """P(Z > z) for a standardised gamma variable; the normal's where the skew is not positive.
-
-    A negative skew makes the upper tail lighter than the normal's, so nothing is claimed too early.
-    """
-    if skew < 1e-3:
-        return math.erfc(z / math.sqrt(2)) / 2
-    shape = torch.tensor(4 / skew**2, dtype=torch.float64)
-    place = (shape + z * shape.sqrt()).clamp(min=0)
-    special: Any = torch.special
-    return float(special.gammaincc(shape, place))
+def _saddlepoint_tail(scales: Any, x: float) -> float:
+    """P(sum_i scales_i (z_i^2 - 1) > x > 0) for independent normal z, with variance 1."""
+    low, high = 0.0, 0.5 / float(scales.max())
+    for _ in range(60):  # t, at which the cumulant function K has the slope x
+        t = (low + high) / 2
+        slope = float((2 * t * scales**2 / (1 - 2 * t * scales)).sum())
+        low, high = (t, high) if slope < x else (low, t)
+    left = 1 - 2 * low * scales
+    k = -float((np.log(left) / 2 + low * scales).sum())
+    w = math.sqrt(2 * (low * x - k))
+    u = low * math.sqrt(2 * float(((scales / left) ** 2).sum()))
+    density = math.exp(-w * w / 2) / math.sqrt(2 * math.pi)
+    return math.erfc(w / math.sqrt(2)) / 2 + density * (1 / u - 1 / w)
 
 
 def holm(tails: list[float]) -> list[float]:

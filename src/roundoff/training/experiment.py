@@ -98,7 +98,7 @@ class Experiment:
         return {
             self.identity({"step times": name, "of": kind}): name
             for name in self.candidates
-            if parse_arm(name).variant.is_attention
+            if parse_arm(name).variant.over
         }
 
     def identity(self, document: Mapping[str, Any]) -> str:

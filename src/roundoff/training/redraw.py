@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ FEWEST = 2
 
 MANTISSA = {torch.float64: 52, torch.float32: 23, torch.float16: 10, torch.bfloat16: 7}
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+CHUNK = 1 << 20  # elements whose new bits are drawn at once
 
 
 @contextlib.contextmanager
@@ -40,20 +42,34 @@ def redrawn(weights: Iterable[Tensor], *, kept: int, seed: int) -> Generator[Non
     >>> w.tolist()
     [1.0, -0.0]
     """
-    weights = [w for w in weights if w.dtype in MANTISSA]
-    _flip(weights, kept, seed)
+    parts = [part for w in weights if w.dtype in MANTISSA for part in _parts(w, kept)]
+    flipped: list[int] = []
     try:
+        for i, part in enumerate(parts):
+            _flip(*part, seed=_mixed(seed, i))
+            flipped.append(i)
         yield
-    finally:
-        _flip(weights, kept, seed)
+    finally:  # an error or Ctrl-C half way through: what was flipped, and no more
+        for i in flipped:
+            _flip(*parts[i], seed=_mixed(seed, i))
 
 
-def _flip(weights: list[Tensor], kept: int, seed: int) -> None:
-    generators: dict[torch.device, torch.Generator] = {}
-    for w in weights:
-        bits = w.data.view(INTEGERS[w.element_size()])
-        generator = generators.setdefault(w.device, torch.Generator(w.device).manual_seed(seed))
-        limit = 1 << max(MANTISSA[w.dtype] - kept, 0)
-        bits ^= torch.randint(
-            limit, bits.shape, generator=generator, device=w.device, dtype=bits.dtype
-        )
+def _mixed(seed: int, part: int) -> int:
+    """Another seed for every part of every sample."""
+    return (seed * 1_000_003 + part) % 2**63
+
+
+def _parts(w: Tensor, kept: int) -> list[tuple[Tensor, int]]:
+    """The bits of a weight in parts of a bounded size, each with the limit of what is flipped."""
+    bits = w.data.view(INTEGERS[w.element_size()])
+    limit = 1 << max(MANTISSA[w.dtype] - kept, 0)
+    dense = bits.permute(sorted(range(bits.ndim), key=bits.stride, reverse=True))
+    flat = dense.view(-1) if dense.is_contiguous() else dense
+    parts: tuple[Tensor, ...] = cast(Any, flat).split(CHUNK)
+    return [(part, limit) for part in parts]
+
+
+def _flip(bits: Tensor, limit: int, *, seed: int) -> None:
+    device = bits.device
+    generator = torch.Generator(device).manual_seed(seed)
+    bits ^= torch.randint(limit, bits.shape, generator=generator, device=device, dtype=bits.dtype)

@@ -50,7 +50,7 @@ class Runner:
         self.device = next(self.task.model.parameters()).device.type
         self.scaler: Any = torch.amp.GradScaler(self.device) if self.format == "fp16" else None
         self.order = _order(steps, seed) if arm.change == "data order" else None
-        self.variants = (arm.variant,) if arm.variant.is_attention else (baseline, arm.variant)
+        self.variants = (arm.variant,) if arm.variant.over else (baseline, arm.variant)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Runner:

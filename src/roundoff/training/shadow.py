@@ -8,6 +8,8 @@ backward pass.
 from __future__ import annotations
 
 import contextlib
+import math
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from roundoff.errors import UnsupportedError, UsageError
+from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
 from roundoff.metrics.direct import DirectError, Reduced, reduced
 from roundoff.metrics.noise_or_bias import ALPHA, Judgement, judge
 from roundoff.training.redraw import FEWEST, KEPT, redrawn
@@ -29,6 +31,9 @@ __all__ = ["REDRAWN", "Shadow", "shadow"]
 
 REDRAWN = 5
 """One sample in so many is taken at redrawn weights, and costs a second backward pass."""
+
+APART = 0.01
+"""The baseline's own gradient, taken twice, may differ by so much of itself, and no more."""
 
 FAR = 2.0
 """Redrawing must move the gradient so many times further than the candidate does."""
@@ -43,16 +48,24 @@ Kept = tuple[Gradients, Gradients | None]
 class _Pending:
     """A sampled call whose backward pass is still to come: gradients of `scale` times the loss.
 
-    `candidates` are their gradients at a plain sample; `there` is the baseline's at redrawn
-    weights, and `size` the largest ||x||^2 of a candidate there.
+    `candidates` are their gradients at a plain sample. `own` is the baseline's, taken like a
+    candidate's: at redrawn weights, where `size` is the largest ||x||^2 of a candidate, or once
+    at the weights themselves; `moved` and `norm` are the sums of ||own - g||^2 and ||g||^2.
+    Gradients that arrive before the backward pass of this call has `begun` are another loss's.
     """
 
     scale: float
     candidates: dict[str, Gradients] = field(default_factory=dict[str, Gradients])
-    there: Gradients = field(default_factory=Gradients)
+    own: Gradients = field(default_factory=Gradients)
     size: float = 0.0
     arrived: dict[str, dict[str, Reduced]] = field(default_factory=dict[str, dict[str, Reduced]])
     moved: float = 0.0
+    norm: float = 0.0
+    begun: bool = False
+
+
+class _Call:
+    """A call whose backward pass is still to come; gone once nothing can call it any more."""
 
 
 class Shadow:
@@ -81,17 +94,34 @@ class Shadow:
         self.kept_gradients: dict[str, Kept] = {}
         self.errors = {name: DirectError() for name in candidates}
         self.calls, self.kept = 0, KEPT
+        self._awaited: weakref.ref[_Call] | None = None
+        self._apart = math.nan
         self._scale: float | Tensor = 1.0
         self._pending: _Pending | None = None
-        self._own = False
+        self._own = self._inside = False
         self._open = contextlib.ExitStack()
+        plain = [name for name, way in self.candidates.items() if not way.over]
+        if baseline is not AS_IT_IS and plain:
+            raise UsageError(
+                f"candidate {plain[0]!r} beside baseline {baseline.name!r}; expected an attention, "
+                "or the baseline None: the model that you train, with the baseline applied to it"
+            )
 
     def __enter__(self) -> Shadow:
         """Listen to the gradients. The baseline's variant is in force until the end."""
-        self._open.enter_context(self.baseline.entered(self._inner))
-        self._weights = parameters(self._inner)
-        for name, weight in self._weights.items():
-            self._open.callback(_listen(weight, partial(self._arrive, name)))
+        if self._inside:
+            raise UsageError("this shadow is open already; make another with shadow(...)")
+        with contextlib.ExitStack() as opening:
+            if opening.enter_context(self.baseline.entered(self._inner)) is not self._inner:
+                raise UsageError(
+                    f"baseline {self.baseline.name!r} makes another model; expected None, and "
+                    "the patch applied to the model that you train"
+                )
+            self._weights = parameters(self._inner)
+            for name, weight in self._weights.items():
+                opening.callback(_listen(weight, partial(self._arrive, name)))
+            self._open = opening.pop_all()
+        self._inside = True
         return self
 
     def __exit__(
@@ -101,35 +131,69 @@ class Shadow:
         trace: TracebackType | None,
     ) -> bool | None:
         """Take in the last sample, and be gone."""
+        self._inside = False
         if kind is None:
             self.settle()
+        self._pending = None
         return self._open.__exit__(kind, error, trace)
 
     def __call__(self, loss_of: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
         """`loss_of(model, *args, **options)`, the scalar loss of the next backward pass.
 
         Every `every`-th call is sampled. `loss_of` must compute all of the loss from the model
-        that it is given, and may be called up to three times for one batch.
+        that it is given, and may be called up to three times for one batch. Under
+        `torch.no_grad()` nothing is sampled or counted. `UsageError` outside the `with` block,
+        and for a loss that is no scalar.
         """
+        if not self._inside:
+            raise UsageError("this shadow is not open; call it inside `with shadow(...) as name:`")
+        if not torch.is_grad_enabled():
+            return loss_of(self.model, *args, **options)
         self.settle()
         self.kept_gradients.clear()
         if self.calls % self.every == 0:
             self._sample(lambda model: loss_of(model, *args, **options))
         self.calls += 1
-        loss = loss_of(self.model, *args, **options)
+        loss = _scalar(loss_of(self.model, *args, **options))
         if loss.requires_grad:
-            _listen(loss, self._scaled)
+            call = _Call()
+            self._awaited = weakref.ref(call)
+            _listen(loss, partial(self._scaled, call, self._pending))
         return loss
 
     def judge(self, candidate: str | None = None, *, alpha: float = ALPHA) -> Judgement:
         """Noise or bias of a candidate (None: the only one), over all processes of the run.
 
         Under `torch.distributed` every process must call it, and gets the same answer.
-        `UsageError` before the first sample.
+        `UsageError` before the first sample, and where `loss_of` did not give all of the loss.
         """
         self.settle()
         name = next(iter(self.errors)) if candidate is None else candidate
-        return judge(_of_all_processes(self.errors[name]), alpha=alpha)
+        if name not in self.errors:
+            raise UnknownNameError("candidate", name, self.errors)
+        if self._apart > APART:
+            raise UsageError(
+                f"the baseline's own gradient differs by {self._apart:.0%} from what `loss_of` "
+                "gives; it must compute all of the loss, and draw from global random states only"
+            )
+        return judge(self._of_all_processes(self.errors[name]), alpha=alpha)
+
+    def _of_all_processes(self, error: DirectError) -> DirectError:
+        """The sum of all processes' errors, without changing any; each batch counts as a sample."""
+        distributed: Any = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return error
+        group = getattr(self.model, "process_group", None)
+        device = next(iter(self._inner.parameters())).device
+        clocks = torch.tensor([*error.clocks().values()][:-1], device=device)
+        extremes = torch.cat([clocks, -clocks])
+        distributed.all_reduce(extremes, op=distributed.ReduceOp.MAX, group=group)
+        if not torch.equal(extremes, torch.cat([clocks, -clocks])):
+            raise UsageError("processes of one run must sample the same calls; these did not")
+        whole = error.copied()
+        for tensor in whole.tensors().values():
+            distributed.all_reduce(tensor, group=group)
+        return whole
 
     def counters(self) -> dict[str, float]:
         """What it knows besides `errors`, once settled; `resume` takes it."""
@@ -142,6 +206,9 @@ class Shadow:
         self.errors = dict(errors)
 
     def _sample(self, loss_of: LossOf) -> None:
+        if self._awaited is not None and self._awaited() is not None:
+            self._give_up()  # two losses may go into one backward pass: not to be told apart
+            return
         self._scale = float(self._scale)
         number = self.calls // self.every
         self._pending = _Pending(self._scale)
@@ -153,14 +220,16 @@ class Shadow:
         for name, way in self.candidates.items():
             self._pending.candidates[name] = self._gradients(way, loss_of)
             self._keep(name, self._pending.candidates[name], None)
+        if math.isnan(self._apart):
+            self._pending.own = self._gradients(AS_IT_IS, loss_of)
 
     def _sample_redrawn(self, pending: _Pending, loss_of: LossOf) -> None:
-        pending.there = self._gradients(AS_IT_IS, loss_of)
+        pending.own = self._gradients(AS_IT_IS, loss_of)
         for name, way in self.candidates.items():
             c, scale = self._gradients(way, loss_of), pending.scale
-            self._keep(name, c, pending.there)
+            self._keep(name, c, pending.own)
             sample = {
-                n: _reduced(c.get(n), pending.there.get(n), w, scale, sketch=False)
+                n: _reduced(c.get(n), pending.own.get(n), w, scale, sketch=False)
                 for n, w in self._weights.items()
             }
             self.errors[name].redrawn.add(sample)
@@ -179,35 +248,51 @@ class Shadow:
         try:
             with undisturbed(self._inner), way.entered(self._inner) as model:
                 weights = parameters(model)
-                loss = loss_of(model)
+                loss = _scalar(loss_of(model))
                 upstream = torch.full_like(loss, float(self._scale))
                 autograd: Any = torch.autograd
                 found = autograd.grad(loss, [*weights.values()], upstream, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+            raise UnsupportedError(
+                "reentrant checkpointing hides the weights from autograd; shadow expects "
+                "torch.utils.checkpoint with use_reentrant=False"
+            ) from error
         finally:
             self._own = False
         pairs = zip(weights, found, strict=True)
         return {name: g.detach() for name, g in pairs if g is not None}
 
-    def _scaled(self, upstream: Tensor) -> None:
-        """The loop's backward pass begins, from `upstream` times the loss."""
+    def _scaled(self, call: _Call, sampled: _Pending | None, upstream: Tensor) -> None:
+        """The loop's backward pass of one call begins, from `upstream` times its loss."""
         if self._own:
             return
         self._scale = upstream.detach()
-        if self._pending and float(self._scale) != self._pending.scale:
+        if self._awaited is not None and self._awaited() is call:
+            self._awaited = None
+        if (pending := self._pending) is None:
+            return
+        if pending is not sampled or pending.begun or float(self._scale) != pending.scale:
             self._give_up()
+            return
+        pending.begun = True
+        # Once this pass has ended the sample is whole; what arrives later is another's.
+        cast(Any, torch.autograd.Variable)._execution_engine.queue_callback(self.settle)
 
     def _arrive(self, name: str, gradient: Tensor) -> None:
         """The baseline's gradient of one tensor, before it is added to `.grad`."""
         pending = self._pending
-        if self._own or pending is None:
+        if self._own or pending is None or not pending.begun:
             return
         if name in pending.arrived:  # in parts, by reentrant checkpointing: not to be told apart
             self._give_up()
             return
         weight, scale = self._weights[name], pending.scale
-        if name in pending.there:
-            moved = _reduced(pending.there.pop(name), gradient, weight, scale, sketch=False)
+        if name in pending.own:
+            moved = _reduced(pending.own.pop(name), gradient, weight, scale, sketch=False)
             pending.moved += float(moved.dots[0])
+            pending.norm += float(moved.dots[2])
         pending.arrived[name] = {
             candidate: _reduced(gradients.pop(name, None), gradient, weight, scale)
             for candidate, gradients in pending.candidates.items()
@@ -226,6 +311,8 @@ class Shadow:
             if pending.moved < FAR**2 * pending.size:
                 self.kept = max(FEWEST, self.kept - 1)
             return
+        if math.isnan(self._apart) and pending.norm > 0:
+            self._apart = math.sqrt(pending.moved / pending.norm)
         for candidate, rest in pending.candidates.items():
             sample = {
                 name: pending.arrived[name][candidate]
@@ -236,7 +323,10 @@ class Shadow:
             self.errors[candidate].plain.add(sample)
 
     def _give_up(self) -> None:
-        self._pending = None
+        if self._pending is not None:
+            self._pending.candidates.clear()
+            self._pending.own.clear()
+            self._pending = None
         for error in self.errors.values():
             error.given_up += 1
 
@@ -292,19 +382,20 @@ def _reduced(
 ) -> Reduced:
     """x = c - g and g of the loss itself; a gradient that there is not is 0."""
     zero = torch.zeros((), device=like.device).expand(like.shape)
-    c, g = (zero if t is None else t.detach().float() / scale for t in (c, g))
-    return reduced(c - g, g, sketch=sketch)
+    c, g = (zero if t is None else _wide(t.detach()) for t in (c, g))
+    return reduced((c - g) / scale, g / scale, sketch=sketch)
 
 
-def _of_all_processes(error: DirectError) -> DirectError:
-    """The sum of all processes' errors, without changing any; each batch counts as a sample."""
-    distributed: Any = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return error
-    whole = error.copied()
-    for tensor in whole.tensors().values():
-        distributed.all_reduce(tensor)
-    return whole
+def _wide(t: Tensor) -> Tensor:
+    """In float32 at least: float64 gradients may differ by less than float32 can tell."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _scalar(loss: Any) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss
+    what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise UsageError(f"loss_of returned {what}; expected the loss, a tensor with one element")
 
 
 def _refuse_sharded(model: nn.Module) -> None:

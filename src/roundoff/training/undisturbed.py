@@ -16,9 +16,11 @@ __all__ = ["undisturbed"]
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Generator[None]:
-    """Put buffers and random states (torch, its devices, numpy, Python) back at the end.
+    """Put buffers, attributes and random states (torch's, numpy's, Python's) back at the end.
 
-    Casts that autocast keeps for later are dropped: their graphs belong to the block.
+    A module's attributes are what they were, and a `torch.Generator` among them draws what it would
+    have drawn; what such an attribute holds in turn (a list, a dictionary) is not looked into.
+    Casts that autocast keeps for later are dropped: they belong to the block, or to other weights.
 
     >>> with undisturbed(torch.nn.Identity()):
     ...     a = torch.rand(1)
@@ -26,6 +28,11 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     True
     """
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    tables = [t for m in model.modules() for t in (m.__dict__["_buffers"], m.__dict__)]
+    entries = [(table, dict(table)) for table in tables]
+    own = [v for table in tables for v in table.values() if isinstance(v, torch.Generator)]
+    drawn = [(generator, generator.get_state()) for generator in own]
+    torch.clear_autocast_cache()
     states = np.random.get_state(), random.getstate()
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
@@ -35,5 +42,17 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         torch.clear_autocast_cache()
         np.random.set_state(states[0])
         random.setstate(states[1])
+        for generator, state in drawn:
+            generator.set_state(state)
+        for table, before in entries:
+            _put_back(table, before)
         for buffer, value in buffers:
             buffer.data.copy_(value)
+
+
+def _put_back(table: dict[str, Any], before: dict[str, Any]) -> None:
+    for name in table.keys() - before.keys():
+        del table[name]
+    for name, value in before.items():
+        if table.get(name) is not value:
+            table[name] = value

@@ -46,13 +46,13 @@ class Variant:
 
     `entered(model)` is a context that gives the model to call, and leaves `model` as it is.
     `trained(model)` is one for a model that trains under the variant from now on; it may change it.
-    One that `is_attention` takes the place of another attention.
+    One that is `over`, entered while another is in force, takes that one's place.
     """
 
     name: str
     entered: Entered
     trained: Entered
-    is_attention: bool = False
+    over: bool = False
 
 
 AS_IT_IS = Variant("as it is", contextlib.nullcontext, contextlib.nullcontext)
@@ -86,7 +86,7 @@ def attended(attention: AttentionFunction | str) -> Variant:
         with swapped(model, attention):
             yield model
 
-    return Variant(name, entered, entered, is_attention=True)
+    return Variant(name, entered, entered, over=True)
 
 
 def autocast(format: str) -> Variant:
@@ -106,7 +106,8 @@ def autocast(format: str) -> Variant:
 def patched(patch: Patch, name: str | None = None) -> Variant:
     """A copy of the model that `patch` has changed, given the model's weights at every entry.
 
-    A model that trains under it is changed itself, and keeps its parameters.
+    Frozen weights too, where the copy still has them in floating point: a patch may store them
+    otherwise. A model that trains under it is changed itself, and keeps its parameters.
 
     Errors: `KernelError` where the patched copy has no parameters of the model's names and shapes,
     and where the patch gives a model in training other parameters, which its optimizer has not.
@@ -144,8 +145,8 @@ def _result(patch: Patch, model: nn.Module) -> nn.Module:
 
 
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:
-    theirs = parameters(target) | dict(target.named_buffers())
-    for name, x in (parameters(source) | dict(source.named_buffers())).items():
+    theirs = parameters(target) | _buffers(target)
+    for name, x in (parameters(source) | _buffers(source)).items():
         y = theirs.get(name)
         if y is None or y.shape != x.shape:
             has = "none of that name" if y is None else f"{tuple(y.shape)}"
@@ -153,6 +154,15 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
                 f"the patched model's {name} should be {tuple(x.shape)}, but has {has}"
             )
         y.data.copy_(x.data)
+    own = {plain(name): p for name, p in target.named_parameters()}
+    for name, x in source.named_parameters():
+        y = own.get(plain(name))
+        if not x.requires_grad and y is not None and y.shape == x.shape and y.is_floating_point():
+            y.data.copy_(x.data)
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    return {plain(name): b for name, b in model.named_buffers()}
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
