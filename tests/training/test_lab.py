@@ -76,7 +76,7 @@ def test_losses_fall(straight):
 
 
 def test_direct_errors_of_candidates_alone(straight):
-    assert set(straight["direct"]) == {"fa2@bf16", f"{TINY}:doubled", "bf16"}
+    assert set(straight["direct"]) == {"fa2@bf16", f"{TINY}:doubled"}
     judged = straight["direct"]["fa2@bf16"]["gradient"]
     assert (judged["samples"], judged["redrawn"]) == (8, 2)
     assert straight["direct"]["fa2@bf16"]["update"]["samples"] == 8

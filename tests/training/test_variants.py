@@ -105,7 +105,7 @@ def test_autocast(format, dtype):
     with autocast(format).entered(model()) as entered:
         assert entered(X).dtype == dtype
     assert not torch.is_autocast_enabled("cpu")
-    with pytest.raises(UsageError, match="expected bf16 or fp16"):
+    with pytest.raises(UsageError, match="expected bf16, fp16 or fp32"):
         autocast("fp8")
 
 
