@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
@@ -97,7 +98,10 @@ class Runner:
             self.scaler.step(self.task.optimizer)
             self.scaler.update()
         if self.task.scheduler is not None:
-            self.task.scheduler.step()
+            with warnings.catch_warnings():
+                # A step that loss scaling skips looks to torch like a wrong order of calls.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler", UserWarning)
+                self.task.scheduler.step()
 
     def update_by(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the optimizer would add to each weight for these gradients; nothing is changed."""
