@@ -143,7 +143,7 @@ def _compare_group(
     heap = Heap(_pooled(pairs))
     tensors: list[TensorDiff] = []
     for pair in pairs:
-        heaps = [h for h in (heap, whole) if pair in h.pairs]
+        heaps = [h for h in (heap, whole) if pair.name in h.names]
         found, counts = compare_tensors(reading, pair, parts=any(h.way == "parts" for h in heaps))
         tensors.append(found)
         for h in heaps:
