@@ -15,14 +15,17 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from record import put
 from rounding import machine
 from scipy.stats import wasserstein_distance
 
 from roundoff import wasserstein
 
 RESULTS = Path(__file__).parent / "results" / "wasserstein.json"
+PAGE = Path(__file__).parents[1] / "docs" / "diff.md"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 THREADS = 2
 
@@ -85,6 +88,25 @@ def row(name: str, elements: int, repeats: int) -> dict[str, object]:
     return {"format": name, "values": values, "off_by": off, **ratios, "seconds": result}
 
 
+def table(results: dict[str, Any]) -> str:
+    """The table that docs/diff.md shows."""
+    n, cpu = results["elements"], results["machine"]["cpu"]
+    lines = [
+        f"| {n:,} numbers a side, {cpu}, {THREADS} threads | ms | times as fast as scipy "
+        "| as POT | passes over the numbers |",
+        "|---|---|---|---|---|",
+    ]
+    for r in results["rows"]:
+        seconds = r["seconds"]
+        ours = seconds["ours"]["median_s"]
+        pot = f"{seconds['pot']['median_s'] / ours:.0f}" if "pot" in seconds else ""
+        lines.append(
+            f"| {r['format']} | {1e3 * ours:.1f} | {r['over_scipy']:.0f} | {pot} | "
+            f"{r['passes']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--elements", type=int, default=10_000_000)
@@ -96,6 +118,8 @@ def main() -> None:
     results = {"schema": 1, "elements": options.elements, "machine": machine(), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    options.output.with_suffix(".md").write_text(table(results))
+    put(PAGE, "wasserstein", table(results))
     for r in rows:
         seconds = r["seconds"]
         print(
