@@ -260,7 +260,7 @@ def test_any_damage_is_one_line_or_harmless(tmp_path, kind):
     files = [path] if path.is_file() else [p for p in sorted(path.iterdir()) if p.is_file()]
     before = {file: file.read_bytes() for file in files}
 
-    @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+    @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def damaged(data):
         file = data.draw(st.sampled_from(files))

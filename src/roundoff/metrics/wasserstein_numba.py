@@ -81,28 +81,35 @@ def _keep_lower(x, first, places, lower):
 
 
 @numba.njit(nogil=True)
-def _mark(numbers, weight, net, seen):
-    """Add the weight of each number to its code, and mark the code."""
+def _mark(numbers, weight, net, seen, words):
+    """Add the weight of each number to its code, and mark the code, and its word of marks."""
     for i in range(numbers.size):
         code = _I64(numbers[i])
+        word = code >> _6
         net[code] += weight
-        seen[code >> _6] |= _I64(1) << (code & _I64(63))
+        seen[word] |= _I64(1) << (code & _I64(63))
+        words[word >> _6] |= _I64(1) << (word & _I64(63))
 
 
 @numba.njit(nogil=True)
-def _marked_area(before, net, seen):
+def _marked_area(before, net, seen, words):
     """The area over the marked codes; clears them."""
     ahead, previous, total = before, _I64(0), 0.0
-    for w in range(WORDS):
-        word = seen[w]
-        seen[w] = _I64(0)
-        while word != _I64(0):
-            code = _I64(w) * _I64(64) + lowest(word)
-            total += np.float64(abs(ahead)) * np.float64(code - previous)
-            ahead += net[code]
-            net[code] = 0
-            previous = code
-            word = word & (word - _I64(1))
+    for row in range(words.size):
+        marked = words[row]
+        words[row] = _I64(0)
+        while marked != _I64(0):
+            at = _I64(row) * _I64(64) + lowest(marked)
+            marked = marked & (marked - _I64(1))
+            word = seen[at]
+            seen[at] = _I64(0)
+            while word != _I64(0):
+                code = at * _I64(64) + lowest(word)
+                total += np.float64(abs(ahead)) * np.float64(code - previous)
+                ahead += net[code]
+                net[code] = 0
+                previous = code
+                word = word & (word - _I64(1))
     return total + np.float64(abs(ahead)) * np.float64(_I64(CODES - 1) - previous)
 
 
@@ -128,7 +135,7 @@ def _whole_area(before, net):
 
 @compiled
 def _areas(lower, starts, run, weights, scratch, result):
-    (first, last, ahead), (of_a, of_b), (net, seen) = run, weights, scratch
+    (first, last, ahead), (of_a, of_b), (net, seen, words) = run, weights, scratch
     for part in range(first, last):
         start, middle, end = starts[0, part], starts[1, part], starts[0, part + 1]
         a, b = lower[start:middle], lower[middle:end]
@@ -137,9 +144,9 @@ def _areas(lower, starts, run, weights, scratch, result):
             _add(b, -of_b, net)
             result[part] = _whole_area(ahead, net)
         elif end > start:
-            _mark(a, of_a, net, seen)
-            _mark(b, -of_b, net, seen)
-            result[part] = _marked_area(ahead, net, seen)
+            _mark(a, of_a, net, seen, words)
+            _mark(b, -of_b, net, seen, words)
+            result[part] = _marked_area(ahead, net, seen, words)
         ahead += _I64(a.size) * of_a - _I64(b.size) * of_b
 
 
@@ -186,16 +193,19 @@ def areas(
     starts[0, p + 1]; `before` is how far a is ahead at the first.
     """
     result = np.zeros(starts.shape[1] - 1)
+    # Of samples of one size, no more are counted than fit into memory, and half as wide.
+    narrow = np.int32 if weights == (1, 1) and lower.size < 1 << 31 else np.int64
     of_a, of_b = _I64(weights[0]), _I64(weights[1])
     jobs: list[partial[None]] = []
     for cut in parts_for_threads(lower.size):
         first, last = np.searchsorted(starts[0], (cut.start, cut.stop)).tolist()
         a = int((starts[1, :first] - starts[0, :first]).sum())
         ahead = before + a * weights[0] - (int(starts[0, first]) - a) * weights[1]
-        net, seen = np.zeros(CODES, np.int64), np.zeros(WORDS, np.int64)
+        marks = np.zeros(WORDS, np.int64), np.zeros(WORDS // 64, np.int64)
+        scratch = np.zeros(CODES, narrow), *marks
         if cut.stop == lower.size:
             last = result.size
         run = first, last, _I64(ahead)
-        jobs.append(partial(_areas, lower, starts, run, (of_a, of_b), (net, seen), result))
+        jobs.append(partial(_areas, lower, starts, run, (of_a, of_b), scratch, result))
     at_once(jobs, lower.size)
     return result

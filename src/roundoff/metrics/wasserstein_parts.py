@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,6 +158,7 @@ def _nan_in(part: int, lower: NDArray[np.integer]) -> bool:
     return part in infinite and bool((lower != infinite[part]).any())
 
 
+@cache
 def _gaps() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The step between codes inside each part, and from its last code to the next part's first."""
     part = np.arange(PARTS)

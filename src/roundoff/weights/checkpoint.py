@@ -45,7 +45,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Return elements start to stop of a tensor in row-major order: flat, on the CPU."""
+        """Return elements start to stop of a tensor in row-major order: flat, on the CPU.
+
+        They are to be used before the next are read, since these may take their place.
+        """
 
 
 def blocks(entry: Entry, other: Entry) -> Iterator[tuple[int, int]]:

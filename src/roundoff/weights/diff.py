@@ -127,7 +127,7 @@ def compare_checkpoints(
     if not has_kernels():
         notes.append("without Numba this is slower, and sorts hold whole tensors: roundoff[fast]")
     for name, pairs in by_group.items():
-        found = _compare_group(reading, name, pairs, heap)
+        found = _compare_group(reading, name, pairs, heap, most_passes)
         tensors += found[0]
         groups += [found[1]] if found[1].tensors else []
     pooled = heap.distance(reading, most_passes=most_passes)
@@ -138,18 +138,19 @@ def compare_checkpoints(
 
 
 def _compare_group(
-    reading: Reading, name: str, pairs: list[Pair], whole: Heap
+    reading: Reading, name: str, pairs: list[Pair], whole: Heap, most_passes: int
 ) -> tuple[list[TensorDiff], GroupDiff]:
     heap = Heap(_pooled(pairs))
     tensors: list[TensorDiff] = []
     for pair in pairs:
-        heaps = [h for h in (heap, whole) if pair in h.pairs]
+        heaps = [h for h in (heap, whole) if pair.name in h.names]
         found, counts = compare_tensors(reading, pair, parts=any(h.way == "parts" for h in heaps))
         tensors.append(found)
         for h in heaps:
             h.add(counts)
     counted = _counted(tensors)
-    pooled = counted[0].wasserstein if len(counted) == 1 else heap.distance(reading)
+    single = len(counted) == 1
+    pooled = counted[0].wasserstein if single else heap.distance(reading, most_passes=most_passes)
     return tensors, _together(name, counted, pooled)
 
 

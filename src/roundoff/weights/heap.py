@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -33,7 +34,12 @@ class Heap:
     codes: tuple[CodeCounts, CodeCounts] | None = None
     parts: PartCounts = field(default_factory=PartCounts)
 
-    @property
+    @cached_property
+    def names(self) -> set[str]:
+        """The names of the pairs."""
+        return {pair.name for pair in self.pairs}
+
+    @cached_property
     def way(self) -> Literal["codes", "parts", "sort"]:
         """How its distance is taken."""
         dtypes = {common_dtype(pair) for pair in self.pairs}
@@ -65,6 +71,6 @@ class Heap:
             return parted_distance(lambda: reading.pairs_in(torch.float32, *self.pairs), self.parts)
         if size > MOST_SORTED:
             return "it takes a sort of all values in memory"
-        sides = list(reading.pairs_in(torch.float64, *self.pairs))
+        sides = list(reading.pairs_in(torch.float64, *self.pairs, keep=True))
         a, b = (torch.cat([side[at] for side in sides]) for at in range(2))
         return wasserstein(a, b)

@@ -74,12 +74,14 @@ class Reading:
             self.done += (stop - start) * (pair.a.dtype.itemsize + pair.b.dtype.itemsize)
             self.tell(self.done, max(self.total, self.done))
 
-    def pairs_in(self, dtype: torch.dtype, *pairs: Pair) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the blocks of some pairs in one dtype."""
+    def pairs_in(
+        self, dtype: torch.dtype, *pairs: Pair, keep: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the blocks of some pairs in one dtype; to be kept, or used before the next."""
         self.total += sum(bytes_of(pair) for pair in pairs)
         for pair in pairs:
             for a, b, _, _ in self.blocks(pair):
-                yield a.to(dtype), b.to(dtype)
+                yield a.to(dtype, copy=keep), b.to(dtype, copy=keep)
 
 
 def bytes_of(pair: Pair) -> int:

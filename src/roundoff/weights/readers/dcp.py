@@ -22,7 +22,7 @@ from torch import Tensor
 from roundoff.errors import CheckpointError
 from roundoff.weights.checkpoint import Checkpoint, Entry, why_not
 from roundoff.weights.pickles import PieceTold, Told, plain
-from roundoff.weights.readers.safetensors import flat
+from roundoff.weights.readers.safetensors import Mapped
 from roundoff.weights.readers.tiles import Tile, check_tiles, fill
 
 __all__ = ["Dcp", "open_dcp"]
@@ -47,7 +47,7 @@ class Dcp(Checkpoint):
     """A folder; its files are mapped as they are needed."""
 
     pieces: dict[str, list[Piece]] = field(default_factory=dict[str, list[Piece]])
-    files: dict[str, NDArray[np.uint8]] = field(default_factory=dict[str, NDArray[np.uint8]])
+    files: dict[str, Mapped] = field(default_factory=dict[str, Mapped])
     told: dict[tuple[str, int], tuple[PieceTold, int]] = field(
         default_factory=dict[tuple[str, int], tuple[PieceTold, int]]
     )
@@ -67,22 +67,24 @@ class Dcp(Checkpoint):
 
     def _read_piece(self, name: str, piece: Piece, start: int, stop: int) -> Tensor:
         told, place = self._look(name, piece)
-        data = self.files[piece.file]
+        file = self.files[piece.file]
         if _contiguous(told):
-            return flat(data, place + told.offset * told.dtype.itemsize, told.dtype, start, stop)
+            first = place + told.offset * told.dtype.itemsize
+            return file.flat(first, told.dtype, start, stop)
         at = torch.arange(start, stop)
         offset = torch.full_like(at, told.offset)
         for size, stride in zip(reversed(told.shape), reversed(told.stride), strict=True):
             offset += (at % size) * stride
             at //= size
-        whole = flat(data, place, told.dtype, 0, told.held // told.dtype.itemsize)
-        return whole[offset]
+        size = told.dtype.itemsize
+        raw = torch.as_tensor(file.data[place : place + told.held // size * size])
+        return raw.reshape(-1, size)[offset].flatten().view(told.dtype)
 
     def _look(self, name: str, piece: Piece) -> tuple[PieceTold, int]:
         """What a piece says of itself, and the byte of the file at which its storage begins."""
         key = piece.file, piece.place
         if key not in self.told:
-            told, place = _opened(Path(self.path), piece, self.files)
+            told, place = _opened(Path(self.path), piece, self.files[piece.file].data)
             _agree(self.path, name, told, self.entries[name], piece)
             self.told[key] = told, place
         return self.told[key]
@@ -129,8 +131,7 @@ def open_dcp(path: Path) -> Checkpoint:
     for file in {piece.file for pieces in found.pieces.values() for piece in pieces}:
         if not (path / file).is_file():
             raise CheckpointError(f"{path} lacks {file!r}, which its .metadata names")
-        if (path / file).stat().st_size:
-            found.files[file] = np.memmap(path / file, np.uint8, "c").view(np.ndarray)
+        found.files[file] = Mapped(path / file)
     return found
 
 
@@ -195,12 +196,9 @@ class _Window(io.RawIOBase):
         return len(some)
 
 
-def _opened(
-    folder: Path, piece: Piece, files: dict[str, NDArray[np.uint8]]
-) -> tuple[PieceTold, int]:
+def _opened(folder: Path, piece: Piece, data: NDArray[np.uint8]) -> tuple[PieceTold, int]:
     """What torch.save wrote of a piece, and where in the file its storage begins."""
     where = f"{folder / piece.file} at byte {piece.place}"
-    data = files.get(piece.file, np.empty(0, np.uint8))
     if not 0 <= piece.place <= piece.place + piece.length <= data.size:
         raise CheckpointError(f"{where}: a piece should end beyond the file; it is cut short")
     window = data[piece.place : piece.place + piece.length]

@@ -15,13 +15,12 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from roundoff.errors import CheckpointError
 from roundoff.weights.checkpoint import Checkpoint, Entry, why_not
 
-__all__ = ["Safetensors", "flat", "open_safetensors"]
+__all__ = ["Mapped", "Safetensors", "open_safetensors"]
 
 MOST_HEADER = 100_000_000
 """Bytes of a header; the format's own limit."""
@@ -35,27 +34,42 @@ DTYPES = {
 }  # fmt: skip
 
 
+class Mapped:
+    """A file, mapped into memory: elements of any dtype from any byte on."""
+
+    def __init__(self, path: Path) -> None:
+        # Copy on write, since torch wants memory that could be written.
+        whole = np.memmap(path, np.uint8, "c") if path.stat().st_size else np.empty(0, np.uint8)
+        self.data = whole.view(np.ndarray)
+        self._aligned = torch.empty(0, dtype=torch.uint8)
+
+    def flat(self, place: int, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        """Return elements start to stop of those that begin at a byte."""
+        size = dtype.itemsize
+        if start == stop:
+            return torch.empty(0, dtype=dtype)
+        raw = torch.as_tensor(self.data[place + start * size : place + stop * size])
+        if dtype is torch.bool:  # any byte but 0 is true, also one that torch would not write
+            return raw.ne(0)
+        if place % size == 0:
+            return raw.view(dtype)
+        # Into memory that is there already: touching new pages takes longer than copying.
+        if self._aligned.numel() < raw.numel():
+            self._aligned = torch.empty(raw.numel(), dtype=torch.uint8)
+        return self._aligned[: raw.numel()].copy_(raw).view(dtype)
+
+
 @dataclass
 class Safetensors(Checkpoint):
     """A file, mapped; `places` are the first bytes of the tensors."""
 
-    data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    file: Mapped | None = None
     places: dict[str, int] = field(default_factory=dict[str, int])
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """As `Checkpoint.read`: a view of the mapped file."""
-        return flat(self.data, self.places[name], self.entries[name].dtype, start, stop)
-
-
-def flat(data: NDArray[np.uint8], place: int, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-    """Return elements start to stop of those that begin at a byte, which may be odd."""
-    size = dtype.itemsize
-    if start == stop:
-        return torch.empty(0, dtype=dtype)
-    raw = torch.as_tensor(data[place + start * size : place + stop * size])
-    if dtype is torch.bool:  # any byte but 0 is true, also one that torch would not write
-        return raw.ne(0)
-    return (raw.clone() if place % size else raw).view(dtype)
+        assert self.file is not None
+        return self.file.flat(self.places[name], self.entries[name].dtype, start, stop)
 
 
 def open_safetensors(path: Path) -> Checkpoint:
@@ -78,8 +92,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         if start < end:
             raise CheckpointError(f"{path}: {name!r} and {other!r} overlap; not read")
     if found.entries:
-        # Copy on write: torch wants memory that could be written.
-        found.data = np.memmap(path, np.uint8, "c").view(np.ndarray)
+        found.file = Mapped(path)
     return found
 
 
