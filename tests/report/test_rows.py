@@ -15,6 +15,10 @@ def samples(**axes):
     return samples_of(line(cell("recipe:a", s, axes), {"o": metrics(1e-4)}) for s in range(3))
 
 
+def names_of(found):
+    return Names(s.candidate for s in found)
+
+
 class TestPoints:
     def test_seeds_of_one_place_are_one_point(self):
         points = points_of(samples(n=1) + samples(n=2))
@@ -73,15 +77,15 @@ class TestEstimates:
 class TestFigures:
     def test_an_axis_of_three_values_has_a_figure_and_one_of_two_has_none(self):
         found = samples_of(sweep())
-        assert [f.title for f in line_figures(found, Names(found))] == [
+        assert [f.title for f in line_figures(found, names_of(found))] == [
             "Error against seq_len", "Error against tile",
         ]  # fmt: skip
         short = samples_of(sweep(lengths=[64, 128], candidates=["kernel:fast"]))
-        assert line_figures(short, Names(short)) == []
+        assert line_figures(short, names_of(short)) == []
 
     def test_who_lacks_the_axis_is_drawn_level_in_every_panel(self):
         found = samples_of(sweep())
-        tile = line_figures(found, Names(found))[1]
+        tile = line_figures(found, names_of(found))[1]
         rows = [r for r in tile.rows if r["candidate"] == "plain"]
         assert {r["panel"] for r in rows} == {r["panel"] for r in tile.rows}
         assert {r["x"] for r in rows} == {16, 32, 64}
@@ -89,11 +93,11 @@ class TestFigures:
     def test_the_caption_says_how_far_the_line_moves(self):
         rows = sweep(candidates=["kernel:fast"], rmse=lambda _, n, seed: n * 1e-6)
         found = samples_of(rows)
-        caption = line_figures(found, Names(found))[0].views[0].caption
+        caption = line_figures(found, names_of(found))[0].views[0].caption
         assert "From seq_len 64 to 256 it changes by a factor between 4 (" in caption
 
     def test_names_are_short_unless_shared(self):
-        names = Names(samples_of(sweep()))
+        names = names_of(samples_of(sweep()))
         shared = {"recipe:tiled": "tiled", "kernel:fast": "kernel:fast", "kernel:none": "none"}
         assert {name: names[name] for name in shared} == shared
 

@@ -10,6 +10,9 @@ The files, from what is read to what is written:
     formats.py    error by format
     ratios.py     the map of ratios to the baseline
     bias.py       size and bias side by side
+    training.py   what was trained: a section an experiment (trained.py: its repeats and arms;
+                  curves.py, losses.py, layers.py: figures; training_tables.py; drawings.py:
+                  samples)
     claims.py     a study's verdicts and their evidence
     tables.py     results, matches, timings, failures, environments, metrics
     look.py       colours, light and dark

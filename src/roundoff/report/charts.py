@@ -1,4 +1,4 @@
-"""Vega-Lite specs, built with Altair: lines, dots, a map of ratios, size against bias.
+"""Vega-Lite specs, built with Altair: lines, curves, dots, heat maps, size against bias.
 
 Every chart reads rows with fixed column names (`candidate`, `panel`, `x`, `value`, `low`,
 `high`, ...): what a run calls things is data and titles, never part of an expression. The
@@ -8,17 +8,29 @@ colours come from the page's configuration, so that they follow light and dark.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from roundoff.registry import require
 from roundoff.report.figure import Names, Scale, Spec
 
-__all__ = ["bias_chart", "dot_chart", "line_chart", "ratio_chart"]
+__all__ = [
+    "Shade", "bias_chart", "curve_chart", "dot_chart", "heat_map", "line_chart", "ratio_chart",
+]  # fmt: skip
 
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+HUES = 7
+"""How many colours there are before they begin again."""
 FADED = 0.08
 ROW = 24
 """Height in pixels of a line of a chart with names on its vertical axis."""
+LOW_ROW = 17
+"""The same where there are more than `FEW_ROWS`."""
+FEW_ROWS = 24
+BOX = 46
+"""Width in pixels of a box of a heat map, its number included."""
+LETTER = 6.2
+"""Width in pixels of a letter of a label, about."""
 
 
 def altair() -> Any:
@@ -106,16 +118,20 @@ def _tips(titles: Mapping[str, str]) -> list[Any]:
 
 
 def line_chart(
-    x: Scale, y: Scale, *, names: Names, present: Sequence[str], panels: Sequence[str]
-) -> Spec:
-    """One line a candidate with the band of its interval; kernels dashed, recipes solid."""
+    x: Scale, y: Scale, *, names: Names, present: Sequence[str], panels: Sequence[str],
+    level: float | None = None,
+) -> Spec:  # fmt: skip
+    """One line a candidate with the band of its interval, solid or dashed by its column `dash`.
+
+    A horizontal line at `level` marks what means "no difference".
+    """
     alt = altair()
     pick = _pick()
     colour = _colour(names, present)
     across = alt.X("x:Q", scale=_scale(x), axis=_axis(x, format="~r"))
     up = alt.Y("value:Q", scale=_scale(y), axis=_axis(y, format=_small(y)))
     dash = alt.StrokeDash(
-        "kind:N", legend=None, scale=alt.Scale(domain=["kernel", "recipe"], range=[[5, 4], [1, 0]])
+        "dash:N", legend=None, scale=alt.Scale(domain=["dashed", "solid"], range=[[5, 4], [1, 0]])
     )
     tips = _tips({
         "candidate": "candidate", "panel": "where", "x": x.title, "value": y.title,
@@ -133,8 +149,34 @@ def line_chart(
     mark = _chart().mark_point(filled=True, size=48, opacity=1).encode(
         x=across, y=up, tooltip=tips, opacity=_seen(pick), **colour
     )  # fmt: skip
-    layers = alt.layer(band, line, mark.add_params(pick)).properties(height=190, width=250)
+    parts = [band, line, mark.add_params(pick)]
+    if level is not None:
+        at = alt.YDatum(level, scale=_scale(y))
+        parts.insert(0, _chart().mark_rule(strokeDash=[3, 3], size=1, color="#888").encode(y=at))
+    height = 190 if len(panels) > 1 else 300
+    layers = alt.layer(*parts).properties(height=height, width=250)
     return _finish(layers, panels, left=64, least=230)
+
+
+def curve_chart(x: Scale, y: Scale, *, names: Names, present: Sequence[str]) -> Spec:
+    """One thin line a candidate, for many points; dashed where the colours begin again."""
+    alt = altair()
+    pick = _pick()
+    colour = _colour(names, present)["color"]
+    domain = names.domain()
+    dashes = [[1, 0] if i < HUES else [4, 3] for i in range(len(domain))]
+    dash = alt.StrokeDash(
+        "candidate:N", scale=alt.Scale(domain=domain, range=dashes), legend=colour["legend"]
+    )
+    across = alt.X("x:Q", scale=_scale(x), axis=_axis(x, format="~r"))
+    up = alt.Y("value:Q", scale=_scale(y), axis=_axis(y, format=_small(y)))
+    tips = _tips({"candidate": "candidate", "x": x.title, "value": y.title})
+    line = _chart().mark_line(strokeWidth=1.3, clip=True).encode(
+        x=across, y=up, color=colour, strokeDash=dash, opacity=_seen(pick), tooltip=tips
+    )  # fmt: skip
+    return _finish(
+        line.add_params(pick).properties(height=260, width=250), [""], left=64, least=230
+    )
 
 
 def dot_chart(
@@ -172,7 +214,78 @@ def dot_chart(
 
 
 def _left(rows: Sequence[str]) -> int:
-    return min(230, 24 + round(6.2 * max(map(len, rows), default=0)))
+    return min(250, 24 + round(LETTER * max(map(len, rows), default=0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shade:
+    """How a heat map turns its column `shade` into colour, and its column `value` into text.
+
+    `ends` (two, or three with what is neutral in the middle) are the shades at which the
+    colours end; `marks` those that the legend shows, spelled by the expression `spell`; `text`
+    is the expression of a box's number. All are ours: nothing in them comes from a run.
+    """
+
+    title: str
+    ends: Sequence[float]
+    marks: Sequence[float]
+    spell: str
+    text: str
+
+    @property
+    def ramp(self) -> Literal["diverging", "heatmap"]:
+        """Which of the page's colours: from less over equal to more, or from little to much."""
+        return "diverging" if len(self.ends) > 2 else "heatmap"
+
+    @property
+    def light_ink(self) -> str:
+        """Where a number must be light to be read: on strong colours, on all in the dark."""
+        low, high = self.ends[0], self.ends[-1]
+        if self.ramp == "diverging":
+            return f"dark || abs(datum.shade) > {0.78 * high:.6g}"
+        edge = low + 0.55 * (high - low)
+        return f"dark ? !(datum.shade > {edge:.6g}) : datum.shade > {edge:.6g}"
+
+
+def heat_map(
+    x: str, shade: Shade, *, panels: Sequence[str], rows: Sequence[str], columns: Sequence[str],
+    tips: Mapping[str, str],
+) -> Spec:  # fmt: skip
+    """A box for each `label` (rows) and `column`, coloured by `shade`, with its `value` in it.
+
+    A box without a shade stays empty but for its value: a number, or a word such as "nan".
+    Numbers vanish where boxes are too narrow for them, long labels lose their beginning.
+    """
+    alt = altair()
+    params = [alt.param(name="dark", value=False), alt.param(name="letters", value=60)]
+    slanted = max(map(len, columns), default=0) * LETTER > BOX
+    orient = {"orient": "top", "labelAngle": -35, "labelAlign": "left"} if slanted else {}
+    head = alt.Axis(title=x or None, labelOverlap=False, **({"labelAngle": 0} | orient))
+    cut = "length(datum.label) > letters ? '\u2026' + slice(datum.label, -letters) : datum.label"
+    across = alt.X("column:N", sort=list(columns), axis=head)
+    up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None, labelExpr=cut, labelLimit=0))
+    legend = alt.Legend(
+        title=shade.title, orient="bottom", gradientLength=300, values=list(shade.marks),
+        labelExpr=shade.spell,
+    )  # fmt: skip
+    scale = alt.Scale(domain=list(shade.ends), range=shade.ramp, clamp=True, interpolate="rgb")
+    base = _chart().encode(x=across, y=up)
+    box = base.mark_rect(stroke=None).encode(
+        color=alt.Color("shade:Q", scale=scale, legend=legend), tooltip=_tips(tips)
+    )
+    ink = {"condition": [
+        {"test": "!isValid(datum.shade)", "value": {"expr": "dark ? '#e8eaed' : '#1b1f24'"}},
+        {"test": shade.light_ink, "value": "#ffffff"}], "value": "#1b1f24"}  # fmt: skip
+    wide = "bandwidth('x') > 30"
+    words = f"isNumber(datum.value) ? {shade.text} : datum.value"
+    text = base.transform_filter("isValid(datum.value)").transform_calculate(text=words)
+    text = text.mark_text(fontSize=11 if len(rows) <= FEW_ROWS else 10).encode(
+        text="text:N", color=ink, opacity=alt.condition(wide, alt.value(1), alt.value(0))
+    )
+    step = ROW if len(rows) <= FEW_ROWS else LOW_ROW
+    size = {"width": BOX * max(1, len(columns)), "height": alt.Step(step)}
+    chart = alt.layer(box, text).properties(**size).add_params(*params)
+    return _finish(chart, panels, left=_left(rows), least=BOX * len(columns))
 
 
 def ratio_chart(
@@ -182,31 +295,17 @@ def ratio_chart(
 
     `reach` is the power of two at which the colours end on either side.
     """
-    alt = altair()
-    dark = alt.param(name="dark", value=False)
-    across = alt.X("column:N", sort=list(columns), axis=alt.Axis(title=x, labelAngle=0))
-    up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None))
-    legend = alt.Legend(
-        title="x the baseline's error", orient="bottom", gradientLength=220,
-        values=[part * reach for part in (-1, -0.5, 0, 0.5, 1)],
-        labelExpr="format(pow(2, datum.value), '.2~g') + 'x'",
+    shade = Shade(
+        "x the baseline's error", ends=(-reach, 0, reach),
+        marks=[part * reach for part in (-1, -0.5, 0, 0.5, 1)],
+        spell="format(pow(2, datum.value), '.2~g') + 'x'",
+        text="format(datum.value, datum.value < 99.5 ? '.2~g' : ',.0f')",
     )  # fmt: skip
-    scale = alt.Scale(domain=[-reach, 0, reach], clamp=True, interpolate="rgb")
-    shade = alt.Color("shade:Q", scale=scale, legend=legend)
-    tips = _tips({
+    tips = {
         "label": "candidate", "panel": "where", "column": x or "where", "value": "ratio",
         "low": "95 % from", "high": "to", "seeds": "seeds",
-    })  # fmt: skip
-    base = _chart().encode(x=across, y=up)
-    box = base.mark_rect(stroke=None).encode(color=shade, tooltip=tips)
-    strong = f"dark || abs(datum.shade) > {0.78 * reach:.3g}"
-    ink = alt.condition(strong, alt.value("#ffffff"), alt.value("#1b1f24"))
-    digits = "format(datum.value, datum.value < 99.5 ? '.2~g' : ',.0f')"
-    text = base.transform_filter("isValid(datum.value)").transform_calculate(text=digits)
-    text = text.mark_text(fontSize=11).encode(text="text:N", color=ink)
-    size = {"width": 46 * max(1, len(columns)), "height": alt.Step(ROW)}
-    chart = alt.layer(box, text).properties(**size)
-    return _finish(chart.add_params(dark), panels, left=_left(rows), least=46 * len(columns))
+    }  # fmt: skip
+    return heat_map(x, shade, panels=panels, rows=rows, columns=columns, tips=tips)
 
 
 def bias_chart(

@@ -9,22 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from roundoff.metrics import METRICS
-from roundoff.report.rows import Sample, Value, number
+from roundoff.metrics.intervals import Interval
+from roundoff.report.rows import Value, number
 
 __all__ = [
     "Figure", "Names", "Scale", "Spec", "View", "linear_scale", "log_scale", "metric_title",
-    "order", "places", "show", "show_value", "symlog_scale",
+    "order", "places", "show", "show_interval", "show_value", "symlog_scale",
 ]  # fmt: skip
 
 Spec = dict[str, Any]
-Cells = list[list[float | None]]
+Cells = Sequence[Sequence[float | str | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """One way to look at a figure's rows: a Vega-Lite spec without data, and its numbers.
 
-    `values` has one entry for each row of the figure, with one number for each of `columns`.
+    `values` has one entry for each row of the figure, with one value for each of `columns`: a
+    number, None, or a word for what cannot be drawn ("nan"), which the table shows.
     """
 
     label: str
@@ -58,13 +60,13 @@ class Figure:
 
 
 class Names:
-    """Short names for candidates, in one order for all figures, so that colours stay.
+    """Short names for candidates, the most frequent first in all figures, so that colours stay.
 
     The kind is left away (`fa2` for `recipe:fa2`) unless a kernel and a recipe share the name.
     """
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        counts = Counter(sample.candidate for sample in samples)
+    def __init__(self, candidates: Iterable[str]) -> None:
+        counts = Counter(candidates)
         self.candidates = [name for name, _ in counts.most_common()]
         shared = Counter(_bare(name) for name in self.candidates)
         self._short = {n: n if shared[_bare(n)] > 1 else _bare(n) for n in self.candidates}
@@ -147,6 +149,13 @@ def metric_title(output: str, metric: str) -> str:
 def show(value: float) -> str:
     """A number for people, at most three digits: 0.0123, 1.2e-05, inf."""
     return f"{value:.3g}"
+
+
+def show_interval(interval: Interval) -> str:
+    """An estimate with its bounds, where it has any: 0.012 [0.01, 0.015]."""
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return show(interval.estimate)
+    return f"{show(interval.estimate)} [{interval.low:.2g}, {interval.high:.2g}]"
 
 
 def show_value(value: Value) -> str:

@@ -141,7 +141,8 @@ def _figure(along: Along, samples: Sequence[Sample], names: Names) -> Figure:
         held = [p for p in one.points if p.place.get(along.axis) is not None]
         points += [(one, p) for p in sorted(held, key=lambda p: number(p.place[along.axis]) or 0)]
     rows = [
-        {"candidate": names[s.candidate], "kind": s.candidate.partition(":")[0],
+        {"candidate": names[s.candidate],
+         "dash": "dashed" if s.candidate.startswith("kernel:") else "solid",
          "panel": s.panel, "x": p.place[along.axis], "seeds": len(p.samples)}
         for s, p in points
     ]  # fmt: skip

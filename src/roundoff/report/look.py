@@ -17,7 +17,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One set of colours; `ramp` runs from less error over equal to more."""
+    """One set of colours; `ramp` runs from less error over equal to more, `heat` up from little."""
 
     page: str
     panel: str
@@ -31,6 +31,7 @@ class Look:
     unknown: str
     hues: Sequence[str]
     ramp: Sequence[str]
+    heat: Sequence[str]
 
     def config(self, *, background: str | None = None) -> dict[str, Any]:
         """The configuration of Vega-Lite with these colours."""
@@ -47,8 +48,8 @@ class Look:
             "header": {"labelColor": self.ink, "labelFontSize": 12},
             "legend": {"labelColor": self.ink, "labelFontSize": 12, "titleColor": self.soft,
                        "titleFontWeight": "normal", "labelLimit": 240, "columns": 3},
-            "range": {"category": list(self.hues), "ramp": list(self.ramp),
-                      "diverging": list(self.ramp), "heatmap": list(self.ramp)},
+            "range": {"category": list(self.hues), "ramp": list(self.heat),
+                      "diverging": list(self.ramp), "heatmap": list(self.heat)},
             "text": {"color": self.ink},
         }  # fmt: skip
 
@@ -58,10 +59,12 @@ LIGHT = Look(
     yes="#1a6e3c", partly="#7d4e00", no="#a8201a", unknown="#57606a",
     hues=("#0072b2", "#d55e00", "#339988", "#992255", "#7788ff", "#661100", "#220099"),
     ramp=("#0b4f94", "#5b9fd6", "#eef0f2", "#f0a04b", "#a63c00"),
+    heat=("#e9f1f8", "#b7d3ea", "#6fa8d6", "#2a75b5", "#0b3f78"),
 )  # fmt: skip
 DARK = Look(
     page="#15181d", panel="#1d2127", ink="#e8eaed", soft="#a4adb8", line="#343a43", link="#7cc0f5",
     yes="#5fd08c", partly="#f0b648", no="#ff8f85", unknown="#a4adb8",
     hues=("#56b4e9", "#ff8a3d", "#33ffdd", "#bb0099", "#6644ff", "#f0e442", "#aa4422"),
     ramp=("#1f74bd", "#1f5687", "#2b3038", "#8a4b12", "#b84f0c"),
+    heat=("#242c36", "#1f4263", "#2368a3", "#5ea6e0", "#c2e2fb"),
 )  # fmt: skip

@@ -45,7 +45,8 @@ async function draw(figure) {
   const width = widthOf(place);
   const spec = laidOut(view, width);
   spec.data = {values: filled(figure, view)};
-  for (const param of spec.params || []) if (param.name === "dark") param.value = darkQuery.matches;
+  const known = {dark: darkQuery.matches, letters: Math.floor(width * 0.42 / 6.2)};
+  for (const param of spec.params || []) if (param.name in known) param.value = known[param.name];
   const caption = document.getElementById("caption-" + figure.id);
   caption.textContent = view.caption;
   place.setAttribute("aria-label", view.caption);
@@ -65,8 +66,10 @@ async function draw(figure) {
 function fillTable(figure, view) {
   const box = document.getElementById("numbers-" + figure.id);
   if (!box || !box.open) return;
-  const measured = {value: view.label, low: "95 % from", high: "to"};
-  const columns = Object.entries({...figure.shown, ...measured});
+  const measured = Object.entries({value: view.label, low: "95 % from", high: "to"});
+  const columns = [
+    ...Object.entries(figure.shown), ...measured.filter(([name]) => view.columns.includes(name)),
+  ];
   const rows = filled(figure, view);
   const isNumber = (name) => rows.some((row) => typeof row[name] === "number");
   const table = document.createElement("table");

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from roundoff.registry import require
 from roundoff.report import tables
@@ -22,6 +22,9 @@ from roundoff.report.look import DARK, LIGHT
 from roundoff.report.ratios import ratio_figures
 from roundoff.report.rows import Sample, samples_of
 from roundoff.store import Run
+
+if TYPE_CHECKING:
+    from roundoff.report.training import Section
 
 __all__ = ["write_report"]
 
@@ -39,14 +42,16 @@ class Content:
     command: str
     claims: Sequence[Shown]
     tally: Sequence[tuple[str, str, int]]
+    trainings: Sequence[Section]
     figures: Sequence[Figure]
     tables: Mapping[str, tables.Table]
     problems: Sequence[str]
     dropped: int
 
     def drawn(self) -> list[Figure]:
-        """Every figure on the page: of the sweep, and of the claims."""
-        return [*self.figures, *(c.figure for c in self.claims if c.figure)]
+        """Every figure on the page: of training, of the sweep, and of the claims."""
+        trained = [figure for section in self.trainings for figure in section.figures]
+        return [*trained, *self.figures, *(c.figure for c in self.claims if c.figure)]
 
 
 def write_report(run: Run, *, folder: Path | None = None) -> list[Path]:
@@ -80,7 +85,8 @@ def write_report(run: Run, *, folder: Path | None = None) -> list[Path]:
 def _content(run: Run) -> Content:
     rows = run.rows()
     samples = samples_of(rows)
-    names = Names(samples)
+    names = Names(s.candidate for s in samples)
+    trainings = _trainings(rows)
     beside, claims = read_claims(run)
     figures: list[Figure] = []
     if samples:
@@ -88,11 +94,12 @@ def _content(run: Run) -> Content:
             figures += make(samples, names)
     figures = _named([f for f in figures if f.views])
     return Content(
-        title=_title(run, samples),
+        title=_title(run, samples, trainings),
         facts=_facts(run, beside, rows, samples),
         command=str(beside.get("command") or run.manifest.get("command") or ""),
         claims=claims,
         tally=[(*k, n) for k, n in Counter((c.outcome, c.style) for c in claims).items()],
+        trainings=trainings,
         figures=figures,
         tables=_tables(run, rows, samples, names),
         problems=run.problems,
@@ -100,11 +107,23 @@ def _content(run: Run) -> Content:
     )
 
 
-def _title(run: Run, samples: Sequence[Sample]) -> str:
+def _trainings(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    if not any("training" in row for row in rows):
+        return []
+    from roundoff.report.training import training_sections  # noqa: PLC0415 - imports torch
+
+    return training_sections(rows)
+
+
+def _title(run: Run, samples: Sequence[Sample], trainings: Sequence[Section]) -> str:
     if study := run.manifest.get("study"):
         return f"Study {study}"
     operators = list(dict.fromkeys(str(s.place.get("operator", "")) for s in samples))
-    return f"Bench of {', '.join(operators)}" if operators else "A run without measurements"
+    parts = [f"Bench of {', '.join(operators)}"] * bool(operators)
+    parts += [trainings[0].title if len(trainings) == 1 else f"{len(trainings)} trainings"] * bool(
+        trainings
+    )
+    return "; ".join(parts) or "A run without measurements"
 
 
 def _facts(
@@ -113,17 +132,24 @@ def _facts(
     rows: Sequence[Mapping[str, Any]],
     samples: Sequence[Sample],
 ) -> list[tuple[str, str]]:
-    states = Counter(tables.status_of(r) for r in rows)
-    cells = ", ".join(f"{n} {state}" for state, n in states.items()) or "none"
+    repeats = [r for r in rows if "training" in r]
+    cells = [r for r in rows if "training" not in r]
     found = {
         "source": beside.get("source"),
         "preset": run.manifest.get("preset"),
-        "cells": f"{len(rows)} ({cells})",
-        "candidates": len({s.candidate for s in samples}),
-        "seeds": len({s.seed for s in samples}),
+        "trained repeats": _states(repeats) if repeats else None,
+        "cells": None if repeats and not cells else _states(cells),
+        "candidates": len({s.candidate for s in samples}) or None,
+        "seeds": len({s.seed for s in samples}) or None,
         "begun": run.manifest.get("created"),
     }
     return [(name, str(value)) for name, value in found.items() if value not in (None, "")]
+
+
+def _states(rows: Sequence[Mapping[str, Any]]) -> str:
+    states = Counter(tables.status_of(r) for r in rows)
+    told = ", ".join(f"{n} {state}" for state, n in states.items()) or "none"
+    return f"{len(rows)} ({told})"
 
 
 def _tables(
@@ -169,8 +195,12 @@ def _fitted(content: Content, room: int) -> Content:
     claims = [
         replace(c, figure=kept.get(c.figure.id) if c.figure else None) for c in content.claims
     ]
+    trainings = [
+        replace(s, figures=[kept[f.id] for f in s.figures if f.id in kept])
+        for s in content.trainings
+    ]
     figures = [kept[f.id] for f in content.figures if f.id in kept]
-    return replace(content, figures=figures, claims=claims, dropped=dropped)
+    return replace(content, figures=figures, claims=claims, trainings=trainings, dropped=dropped)
 
 
 def _data(figure: Figure) -> dict[str, Any]:

@@ -143,11 +143,21 @@ def status_of(row: Mapping[str, Any]) -> str:
 
 def _who(row: Mapping[str, Any]) -> list[str]:
     """Candidate, baseline, and the rest of the cell in words; defaults of None are left out."""
+    if isinstance(row.get("training"), dict):
+        return _who_trained(row["training"])
     cell: dict[str, Any] = row["cell"] if isinstance(row.get("cell"), dict) else {}
     params: dict[str, Any] = cell["params"] if isinstance(cell.get("params"), dict) else {}
     place = {k: plain(v) for k, v in {**cell, **params}.items() if v is not None}
     shown = [k for k in ("format", "seed", "device", *params) if k in place]
     return [str(cell.get("candidate", "?")), str(cell.get("baseline", "")), places(place, shown)]
+
+
+def _who_trained(training: Mapping[str, Any]) -> list[str]:
+    """The same of a repeat of training."""
+    place = {k: plain(training.get(k)) for k in ("workload", "format", "steps", "repeat")}
+    candidates: Iterable[object] = training.get("candidates") or ()
+    return [", ".join(map(str, candidates)), str(training.get("baseline") or ""),
+            places(place, place)]  # fmt: skip
 
 
 def environment_table(

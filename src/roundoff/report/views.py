@@ -17,7 +17,9 @@ from roundoff.report.rows import (
     varied_axes,
 )
 
-__all__ = ["FIGURE_METRICS", "metric_views", "missing", "sections"]
+__all__ = [
+    "FIGURE_METRICS", "interval_view", "metric_views", "missing", "sections", "undrawable",
+]  # fmt: skip
 
 FIGURE_METRICS = ("rel_l2", "rmse", "max_abs_err", "ulp_p99", "gain")
 MOST_OUTPUTS = 4
@@ -45,47 +47,70 @@ def metric_views(
 
     `chart` makes the spec for the axis of the metric, `caption` the words for its estimates.
     """
-    views: list[View] = []
+    views: list[View | None] = []
     for output in (outputs or outputs_of(samples))[:MOST_OUTPUTS]:
         for metric in metrics_of(samples, output, metrics):
             found = [p.estimate(output, metric) for p in points]
-            values = [_drawn(i, signed=is_signed(metric)) for i in found]
-            if all(v[0] is None for v in values):
+            if not any(i.estimate > 0 or is_signed(metric) for i in _finite(found)):
                 continue
-            scale = _y_scale(metric_title(output, metric), metric, values)
-            spec = chart(scale)
-            label = f"{output} {metric}"
+            label, title = f"{output} {metric}", metric_title(output, metric)
             words = caption(label, found)
-            views.append(View(label, spec, ("value", "low", "high"), values, words))
-    return views
+            views.append(interval_view(label, title, found, chart, words, is_signed(metric)))
+    return [view for view in views if view]
 
 
-def _drawn(interval: Interval, *, signed: bool) -> list[float | None]:
+def _finite(found: Sequence[Interval]) -> list[Interval]:
+    return [i for i in found if math.isfinite(i.estimate)]
+
+
+def interval_view(
+    label: str, title: str, found: Sequence[Interval | str], chart: Callable[[Scale], Spec],
+    caption: str, signed: bool = False,
+) -> View | None:  # fmt: skip
+    """Estimates with their bounds as one view; None where not one of them can be drawn.
+
+    A text instead of an interval says why there is none, and stands in the table.
+    """
+    values = [_drawn(i, signed=signed) for i in found]
+    if not any(isinstance(v[0], float) for v in values):
+        return None
+    spec = chart(_y_scale(title, values, signed=signed))
+    return View(label, spec, ("value", "low", "high"), values, caption)
+
+
+def _drawn(found: Interval | str, *, signed: bool) -> list[float | str | None]:
     """Value and bounds as they can be drawn; a bound of 0 or infinity is no bound."""
-    value = _rounded(interval.estimate)
+    if isinstance(found, str):
+        return [found, None, None]
+    value = _rounded(found.estimate)
     if value is None or (value <= 0 and not signed):
-        return [None, None, None]
-    low, high = _rounded(interval.low), _rounded(interval.high)
+        return [undrawable(found.estimate), None, None]
+    low, high = _rounded(found.low), _rounded(found.high)
     if low is None or high is None or (low <= 0 and not signed):
         return [value, None, None]
     return [value, low, high]
+
+
+def undrawable(value: float) -> str:
+    """What stands in a table where a chart has no place for a number; no number itself."""
+    return f"exactly {value:g}" if math.isfinite(value) else f"{value}"
 
 
 def _rounded(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _y_scale(title: str, metric: str, values: Sequence[Sequence[float | None]]) -> Scale:
+def _y_scale(title: str, values: Sequence[Sequence[float | str | None]], *, signed: bool) -> Scale:
     """The axis spans the estimates, and their bounds as far as these are near."""
-    held = [v[0] for v in values if v[0] is not None]
-    if is_signed(metric):
-        bounds = [b for v in values for b in v[1:] if b is not None]
-        reach = 3 * max((abs(v) for v in held), default=1.0)
-        return linear_scale(title, [0.0, *held, *(b for b in bounds if abs(b) <= reach)])
-    near = [
-        b for v in values for b in v[1:] if b is not None and v[0] and 1 / 4 < b / v[0] < 4
-    ]  # fmt: skip
-    return log_scale(title, held + near)
+    held = [(v[0], [b for b in v[1:] if isinstance(b, float)])
+            for v in values if isinstance(v[0], float)]  # fmt: skip
+    middle = [v for v, _ in held]
+    if signed:
+        reach = 3 * max(map(abs, middle), default=1.0)
+        bounds = [b for _, ends in held for b in ends if abs(b) <= reach]
+        return linear_scale(title, [0.0, *middle, *bounds])
+    near = [b for v, ends in held for b in ends if v and 1 / 4 < b / v < 4]
+    return log_scale(title, middle + near)
 
 
 def missing(found: Sequence[Interval]) -> str:

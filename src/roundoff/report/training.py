@@ -1,0 +1,78 @@
+"""What a run holds of training, laid out: one section an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from roundoff.report.curves import distance_figures, unit_figures
+from roundoff.report.drawings import Sampled, sampled_of
+from roundoff.report.figure import Figure
+from roundoff.report.layers import layer_figures
+from roundoff.report.losses import loss_figures
+from roundoff.report.tables import Table
+from roundoff.report.trained import Trained, trained_of
+from roundoff.report.training_tables import (
+    direct_table,
+    distance_table,
+    tensor_table,
+    unit_table,
+)
+
+__all__ = ["Section", "training_sections"]
+
+FIGURES = (distance_figures, unit_figures, loss_figures, layer_figures)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One experiment on the page."""
+
+    anchor: str
+    title: str
+    facts: Sequence[tuple[str, str]]
+    figures: Sequence[Figure]
+    distances: Table
+    units: Table
+    direct: Table
+    tensors: Table
+    sampled: Sampled
+
+
+def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The sections of all experiments among the lines of a run; none where nothing was trained."""
+    return [_section(t, f"training-{i}") for i, t in enumerate(trained_of(rows), start=1)]
+
+
+def _section(trained: Trained, anchor: str) -> Section:
+    made = (figure for make in FIGURES for figure in make(trained, anchor))
+    sample = next((s for line in trained.lines if (s := line.get("sample"))), None)
+    return Section(
+        anchor, _title(trained), _facts(trained), [f for f in made if f.views],
+        distance_table(trained), unit_table(trained), direct_table(trained),
+        tensor_table(trained), sampled_of(sample),
+    )  # fmt: skip
+
+
+def _title(trained: Trained) -> str:
+    found = trained.experiment
+    baseline = f", {found['baseline']}" if found.get("baseline") else ""
+    return f"Training of {found['workload']}{baseline}, {found['format']}, {found['steps']} steps"
+
+
+def _facts(trained: Trained) -> list[tuple[str, str]]:
+    found = trained.experiment
+    planned = max(int(line["training"]["repeats"]) for line in trained.lines)
+    facts = {
+        "workload": found["workload"],
+        "parameters": f"{int(trained.lines[-1].get('parameters', 0)):,}",
+        "baseline": found.get("baseline") or "the model's own attention",
+        "format": found["format"],
+        "steps": found["steps"],
+        "repeats": trained.repeats if trained.repeats >= planned
+        else f"{trained.repeats} of {planned}",
+        "candidates": ", ".join(trained.names[c] for c in trained.candidates),
+        "yardsticks": ", ".join(trained.names[y] for y in trained.yardsticks),
+    }  # fmt: skip
+    return [(name, str(value)) for name, value in facts.items() if value]

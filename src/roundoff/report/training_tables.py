@@ -1,0 +1,126 @@
+"""The tables of training: distances, candidates in yardsticks, noise or bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from roundoff.metrics.intervals import Interval, t_interval
+from roundoff.metrics.noise_or_bias import RANK, gravest
+from roundoff.report.curves import typical
+from roundoff.report.figure import show_interval
+from roundoff.report.losses import mean_losses
+from roundoff.report.rows import estimate
+from roundoff.report.tables import Table, table_of
+from roundoff.report.trained import BASELINE, Trained
+from roundoff.training.verdict import growth, units, values
+
+__all__ = ["direct_table", "distance_table", "tensor_table", "unit_table"]
+
+SIZES = ("w1", "max_diff", "1 - cosine", "ulp_mean", "sign_flips")
+GRAVE: Sequence[str] = RANK
+OF = ("gradient", "update")
+
+
+def distance_table(trained: Trained) -> Table:
+    """Every arm after every compared step; geometric means over repeats."""
+    losses = mean_losses(trained)
+    rows: list[dict[str, object]] = []
+    for arm in trained.arms:
+        powers = {g.end: g.power for g in growth(trained.lines, arm)}
+        for step in trained.steps:
+            held = values(trained.lines, arm, step, "rel_l2")
+            if held:
+                power = powers.get(step)
+                rows.append({
+                    "arm": trained.names[arm], "step": step,
+                    "rel_l2": show_interval(typical(trained, arm, step, "rel_l2")),
+                    **{m: typical(trained, arm, step, m).estimate for m in SIZES},
+                    "growth": power.estimate if power else None,
+                    "loss": losses.get((arm, step)),
+                    "baseline's loss": losses.get((BASELINE, step)), "repeats": len(held),
+                })  # fmt: skip
+    return table_of(rows)
+
+
+def unit_table(trained: Trained) -> Table:
+    """Every candidate in units of every yardstick: rel_l2 over rel_l2, at the compared steps."""
+    names = trained.names
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for u in units(trained.lines, trained.candidates, trained.yardsticks):
+        if u.candidate != u.yardstick:
+            row = rows.setdefault((u.candidate, u.yardstick), {
+                "candidate": names[u.candidate], "in units of": names[u.yardstick]
+            })  # fmt: skip
+            row[f"step {u.step}"] = show_interval(u.ratio) if u.ratio else u.why
+    return table_of(list(rows.values()))
+
+
+def direct_table(trained: Trained) -> Table:
+    """Noise or bias of every candidate: its verdict, and all tensors as one, over repeats."""
+    rows: list[dict[str, object]] = []
+    for candidate, of, found in _judgements(trained):
+        whole = [f["all"] for f in found]
+        row = {"candidate": trained.names[candidate], "of": of}
+        row |= _row(whole, [f["verdict"] for f in found])
+        worst = sorted(
+            (t for f in found for t in f["tensors"]), key=lambda t: GRAVE.index(t["verdict"])
+        )
+        row["why"] = f"{worst[0]['name']}: {worst[0]['why']}" if worst else row["why"]
+        rows.append({**row, "steps sampled": sum(f["samples"] for f in found)})
+    return table_of(rows)
+
+
+def tensor_table(trained: Trained) -> Table:
+    """The same of every tensor, the gravest first."""
+    rows: list[tuple[int, dict[str, object]]] = []
+    for candidate, of, found in _judgements(trained):
+        tensors: dict[str, list[Mapping[str, Any]]] = {}
+        for tensor in (t for f in found for t in f["tensors"]):
+            tensors.setdefault(tensor["name"], []).append(tensor)
+        for name, held in tensors.items():
+            words = [t["verdict"] for t in held]
+            head = {"candidate": trained.names[candidate], "of": of, "tensor": name}
+            rows.append((GRAVE.index(gravest(words)), {**head, **_row(held, words)}))
+    rows.sort(key=lambda r: r[0])
+    return table_of([row for _, row in rows])
+
+
+def _judgements(trained: Trained) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
+    """By candidate and what the error is of: the judgements of the repeats that have one."""
+    everyone = dict.fromkeys(c for line in trained.lines for c in line["direct"])
+    pairs = [(c, of) for c in everyone for of in OF]
+    found = [
+        (c, of, [d for line in trained.lines if (d := line["direct"].get(c, {}).get(of))])
+        for c, of in pairs
+    ]
+    return [entry for entry in found if entry[2]]
+
+
+def _row(found: Sequence[Mapping[str, Any]], words: Sequence[Any]) -> dict[str, object]:
+    """One tensor over repeats; the reason is that of the gravest verdict."""
+    verdict = gravest(words)
+    counts = ", ".join(f"{words.count(w)} {w}" for w in RANK if w in words)
+    least = min(found, key=lambda t: GRAVE.index(t["verdict"]))
+    return {
+        "verdict": verdict, "repeats": counts,
+        "size": _typical(found, "size"),
+        "gain": show_interval(_gain(found, "gain")),
+        "redrawn gain": show_interval(_gain(found, "redrawn")),
+        "persistence": _typical(found, "persistence"),
+        "detectable gain": max(float(t["detectable"]) for t in found),
+        "not finite": sum(t["nonfinite"] for t in found), "why": least["why"],
+    }  # fmt: skip
+
+
+def _typical(found: Sequence[Mapping[str, Any]], key: str) -> float:
+    return estimate([float(t[key]) for t in found], signed=False).estimate
+
+
+def _gain(found: Sequence[Mapping[str, Any]], key: str) -> Interval:
+    """The gain over repeats with its interval; of a single one, with two standard errors."""
+    held = [float(t[key]["value"]) for t in found]
+    if len(held) > 1:
+        return t_interval(held)
+    reach = 2 * float(found[0][key]["se"])
+    return Interval(held[0], held[0] - reach, held[0] + reach, 1)
