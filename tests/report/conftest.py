@@ -5,6 +5,7 @@ import pytest
 from roundoff.report import write_report
 
 from .runs import RUNS
+from .trainings import TRAININGS
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,7 @@ def reported(tmp_path_factory):
 
     def get(name):
         if name not in made:
-            run = RUNS[name](root / name)
+            run = (RUNS | TRAININGS)[name](root / name)
             made[name] = (run, write_report(run))
         return made[name]
 

@@ -35,6 +35,12 @@ def browse(path, profile, *flags):
         ("strange_numbers", []),
         ("hostile", []),
         ("empty", []),
+        ("trained", []),
+        ("trained", ["--window-size=400,900"]),
+        ("trained", ["--blink-settings=preferredColorScheme=0"]),
+        ("diverged", []),
+        ("both", []),
+        ("hostile_training", []),
     ],
 )
 def test_every_chart_is_drawn(reported, tmp_path, name, flags):

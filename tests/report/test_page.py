@@ -13,6 +13,7 @@ from roundoff.report import write_report
 from roundoff.store import Run
 
 from .runs import HOSTILE, RUNS
+from .trainings import TRAININGS
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -63,7 +64,7 @@ def page(reported):
     return get
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, *TRAININGS])
 class TestEveryRun:
     def test_the_page_comes_first_and_lies_in_the_run(self, reported, name):
         run, paths = reported(name)
@@ -78,8 +79,10 @@ class TestEveryRun:
 
     def test_loads_nothing(self, reported, page, name):
         text, found = reported(name)[1][0].read_text(encoding="utf-8"), page(name)
-        assert not [a for _, a in found.elements if "src" in a]
-        assert not found.all("link") + found.all("iframe") + found.all("img")
+        sources = [a["src"] for _, a in found.elements if "src" in a]
+        assert all(s.startswith("data:image/png;base64,") for s in sources)
+        assert all(a["alt"] for a in found.all("img"))
+        assert not found.all("link") + found.all("iframe")
         style = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
         assert style
         assert "@import" not in style
@@ -188,7 +191,65 @@ class TestWhatIsShown:
         assert all(low is None and high is None for _, low, high in view["values"])
 
 
+class TestTraining:
+    def test_facts_figures_and_tables_come_with_words(self, page):
+        found = page("trained")
+        ids = [f["id"] for f in found.figures]
+        assert ids == [f"training-1-{n}" for n in ("distance", "units", "loss", "tensors")]
+        for word in ("Training of pictures, fp32, 400 steps", "the model's own attention", "1,234",
+                     "Noise or bias", "biased", "because biased", "LabError: it broke",
+                     "pictures, format fp32, steps 400, repeat 0"):  # fmt: skip
+            assert word in found.text
+
+    def test_pictures_stand_in_the_page_with_their_captions(self, page):
+        found = page("trained")
+        assert [a["alt"].rpartition(": ")[2] for a in found.all("img")] == ["A DIAGONAL", "A DOT"]
+        assert [(a["width"], a["height"]) for a in found.all("img")] == [("4", "3"), ("1", "1")]
+        assert "once upon 0" in page("diverged").text
+
+    def test_what_is_nan_infinite_or_0_is_told(self, page):
+        found = page("diverged")
+        view = found.figures[0]["views"][0]
+        assert "rerun is exactly 0 at every step" in view["caption"]
+        assert "fast is NaN or infinite from step 10 on" in view["caption"]
+        assert "ulp is NaN or infinite at every step" in view["caption"]
+        told = [v[0] for v in view["values"]]
+        assert [told.count(w) for w in ("inf", "nan", "exactly 0")] == [1, 1 + 5, 5]
+        loss = next(f for f in found.figures if f["id"].endswith("loss"))
+        assert "fast is NaN or infinite from step 10 on" in loss["views"][0]["caption"]
+
+    def test_without_a_distance_to_draw_the_page_says_so(self, page):
+        assert "No distance can be drawn" in page("idle").text
+        assert [f["id"] for f in page("idle").figures] == ["training-1-loss"]
+
+    def test_a_baseline_alone_has_a_loss_and_a_sample(self, page):
+        found = page("long_run")
+        assert [f["id"] for f in found.figures] == ["training-1-loss"]
+        assert "once upon 0" in found.text
+        assert "No distance can be drawn" not in found.text
+
+    def test_bench_and_training_share_a_page(self, page):
+        found = page("both")
+        ids = [f["id"] for f in found.figures]
+        assert {"training-1-distance", "training-2-distance", "error-by-seq-len"} <= set(ids)
+        for word in (
+            "2 of 3",
+            "4 (3 ok, 1 skipped)",
+            "CellError: no",
+            "needs a GPU",
+            "All results",
+        ):
+            assert word in found.text
+
+
 class TestHostileRuns:
+    def test_nothing_comes_from_a_hostile_training(self, page):
+        found = page("hostile_training")
+        assert len(found.all("script")) == 3
+        assert not found.all("img")
+        assert "a sample is no picture" in found.text
+        assert found.figures
+
     def test_no_element_comes_from_the_run(self, page):
         found = page("hostile")
         assert len(found.all("script")) == 3

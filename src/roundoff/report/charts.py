@@ -29,6 +29,8 @@ LOW_ROW = 17
 FEW_ROWS = 24
 BOX = 46
 """Width in pixels of a box of a heat map, its number included."""
+EVEN = (0.67, 0.61)
+"""Where on the ramp of a heat map light ink and dark ink are equally easy to read: light, dark."""
 LETTER = 6.2
 """Width in pixels of a letter of a label, about."""
 
@@ -243,8 +245,8 @@ class Shade:
         low, high = self.ends[0], self.ends[-1]
         if self.ramp == "diverging":
             return f"dark || abs(datum.shade) > {0.78 * high:.6g}"
-        edge = low + 0.55 * (high - low)
-        return f"dark ? !(datum.shade > {edge:.6g}) : datum.shade > {edge:.6g}"
+        in_light, in_dark = (low + part * (high - low) for part in EVEN)
+        return f"dark ? !(datum.shade > {in_dark:.6g}) : datum.shade > {in_light:.6g}"
 
 
 def heat_map(

@@ -66,7 +66,7 @@ def grey_png(image: Sequence[Sequence[int]]) -> bytes:
     b'\\x89PNG\\r\\n\\x1a\\n'
     """
     try:
-        rows = [bytes(row) for row in image]
+        rows = [bytes(list(row)) for row in image]  # bytes(3) would be three zeros
     except (TypeError, ValueError):
         raise UsageError("a sample is no picture; expected rows of numbers 0 to 255") from None
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1:

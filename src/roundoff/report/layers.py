@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -152,6 +151,8 @@ def _typical(values: Sequence[float]) -> float | None:
 def short_tensors(names: Sequence[str]) -> list[str]:
     """Names without what all begin with, and without `.weight`; each still one of its kind.
 
+    Where one is too long, what only says what a number counts goes from all.
+
     >>> short_tensors(["model.norm.weight", "model.head.weight", "model.head.bias"])
     ['norm', 'head', 'head.bias']
     """
@@ -159,17 +160,21 @@ def short_tensors(names: Sequence[str]) -> list[str]:
     start = len(list(itertools.takewhile(lambda parts: len(set(parts)) == 1, columns)))
     bare = [name.split(".")[start:] for name in names]
     bare = [parts[:-1] if parts[-1] == "weight" and parts[1:] else parts for parts in bare]
-    short = [".".join(parts) for parts in bare]
-    cut = [_cut(s) for s in short]
-    for shorter in (cut, short):
-        if max(Counter(shorter).values(), default=0) <= 1:
+    whole = [".".join(parts) for parts in bare]
+    counted = [".".join(_uncounted(parts)) for parts in bare]
+    short = whole if max(map(len, whole), default=0) <= LONGEST else list(map(_cut, counted))
+    for shorter in (short, whole):
+        if len(set(shorter)) == len(shorter):
             return shorter
     return list(names)
 
 
+def _uncounted(parts: Sequence[str]) -> list[str]:
+    """`blocks.0.attn` without the word before its number."""
+    follows = [*(part.isdecimal() for part in parts[1:]), False]
+    return [part for part, number in zip(parts, follows, strict=True) if not number]
+
+
 def _cut(name: str) -> str:
-    """The end of a long name, from the beginning of one of its parts if there is one."""
-    if len(name) <= LONGEST:
-        return name
-    end = name[1 - LONGEST :]
-    return "\u2026" + (end.partition(".")[2] or end)
+    """The end of a long name."""
+    return name if len(name) <= LONGEST else "\u2026" + name[1 - LONGEST :]

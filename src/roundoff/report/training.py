@@ -22,6 +22,7 @@ from roundoff.report.training_tables import (
 
 __all__ = ["Section", "training_sections"]
 
+UNDRAWN = "No distance can be drawn: all are exactly 0, NaN or infinite; the table has them."
 FIGURES = (distance_figures, unit_figures, loss_figures, layer_figures)
 
 
@@ -38,6 +39,7 @@ class Section:
     direct: Table
     tensors: Table
     sampled: Sampled
+    note: str
 
 
 def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -48,10 +50,12 @@ def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
 def _section(trained: Trained, anchor: str) -> Section:
     made = (figure for make in FIGURES for figure in make(trained, anchor))
     sample = next((s for line in trained.lines if (s := line.get("sample"))), None)
+    figures = [f for f in made if f.views]
+    is_drawn = any(f.id == f"{anchor}-distance" for f in figures)
     return Section(
-        anchor, _title(trained), _facts(trained), [f for f in made if f.views],
+        anchor, _title(trained), _facts(trained), figures,
         distance_table(trained), unit_table(trained), direct_table(trained),
-        tensor_table(trained), sampled_of(sample),
+        tensor_table(trained), sampled_of(sample), UNDRAWN * bool(trained.arms and not is_drawn),
     )  # fmt: skip
 
 

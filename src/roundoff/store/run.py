@@ -125,30 +125,36 @@ class Run:
     def frame(self) -> pd.DataFrame:
         """The records as a pandas DataFrame, one row a cell, columns as in `tables.flatten`.
 
+        What is logged along a training is left out; `sql` has tables of it.
         NaN and infinities stay floats; an integer column with missing values is Int64.
         Needs pandas (the extra `analysis`).
         """
-        return tables.frame(self.rows())
+        return tables.frame(tables.apart(self.rows())[0])
 
     def sql(self, query: str) -> pd.DataFrame:
         """Ask the run in SQL (DuckDB, in memory); the tables are:
 
         `cells`, one row a cell; `environments`, one row a digest; `claims`, one row an
-        entry of the list "claims" in claims.json; and each `series/<name>.parquet` as
-        `<name>`. A missing value is NULL, a NaN is NaN: `max` of a column with a NaN is
-        NaN. A query that DuckDB refuses is a `UsageError`. Needs the extra `analysis`.
+        entry of the list "claims" in claims.json; each `series/<name>.parquet` as `<name>`;
+        and what was logged along trainings as `log`, `distances`, `tensors` and `direct`, with
+        the `id` of the cell and the arm as `part`. A missing value is NULL, a NaN is NaN:
+        `max` of a column with a NaN is NaN. A query that DuckDB refuses is a `UsageError`.
+        Needs the extra `analysis`.
         """
         environments = [{"digest": k, **v} for k, v in self.documents("environments").items()]
         has_claims = (self.path / "claims.json").exists()
         claims: object = self.read_document("claims.json").get("claims") if has_claims else []
         if not isinstance(claims, list):
             raise RunError(f"{self.path / 'claims.json'} is damaged: expected a list 'claims'")
+        cells, series = tables.apart(self.rows())
+        parquet = sorted(self.path.glob("series/*.parquet"))
         named: dict[str, list[Record]] = {
-            "cells": self.rows(),
+            **{k: v for k, v in series.items() if k not in {p.stem for p in parquet}},
+            "cells": cells,
             "environments": environments,
             "claims": cast("list[Record]", claims),
         }
-        return tables.sql(query, named, parquet=sorted(self.path.glob("series/*.parquet")))
+        return tables.sql(query, named, parquet=parquet)
 
     def _check_writable(self) -> None:
         if not self.writable:

@@ -18,7 +18,7 @@ from roundoff.store.json import dumps
 if TYPE_CHECKING:
     import pandas as pd  # pyright: ignore[reportMissingTypeStubs]
 
-__all__ = ["DROPPED_PREFIXES", "flatten", "frame", "sql"]
+__all__ = ["DROPPED_PREFIXES", "apart", "flatten", "frame", "sql"]
 
 DROPPED_PREFIXES = ("cell.params.", "cell.", "outputs.")
 
@@ -43,6 +43,39 @@ def flatten(
     flat = dict(_leaves(record, ""))
     names = _column_names(flat, drop)
     return {names[key]: value for key, value in flat.items()}
+
+
+def apart(
+    records: Iterable[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Records without their series, and the series as records of tables of their own.
+
+    A series is a list of mappings. Those under one first key are one table of that name: a
+    row an entry, with the `id` of its record and, as `part`, the rest of the path to it.
+
+    >>> apart([{"id": "a1", "log": {"ulp": [{"step": 1}, {"step": 2}]}}])
+    ([{'id': 'a1'}], {'log': [{'id': 'a1', 'part': 'ulp', 'step': 1},
+                              {'id': 'a1', 'part': 'ulp', 'step': 2}]})
+    """
+    plain: list[dict[str, Any]] = []
+    series: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        flat: dict[str, Any] = {}
+        for path, value in _leaves(record, ""):
+            name, _, part = path.partition(".")
+            if entries := _entries(value):
+                head = {"id": record.get("id"), "part": part}
+                series.setdefault(name, []).extend({**head, **entry} for entry in entries)
+            else:
+                flat[path] = value
+        plain.append(flat)
+    return plain, series
+
+
+def _entries(value: object) -> list[Mapping[str, Any]]:
+    """The entries of a series; none of anything else."""
+    held = cast("list[Any]", value) if isinstance(value, list) else []
+    return held if all(isinstance(entry, Mapping) for entry in held) else []
 
 
 def frame(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
