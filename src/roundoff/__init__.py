@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from roundoff.operators.attention.call import Attention
     from roundoff.operators.attention.recipe import Recipe
     from roundoff.store import Run
+    from roundoff.training.shadow import shadow
     from roundoff.weights.diff import Diff, diff
 
 __version__ = "0.1.0.dev0"
@@ -48,6 +49,7 @@ __all__ = [
     "golden",
     "kernel",
     "round_to",
+    "shadow",
     "wasserstein",
 ]
 
@@ -70,6 +72,7 @@ _PLACES = {
     "golden": "operators.attention.api",
     "kernel": "kernels.user",
     "round_to": "formats.rounding",
+    "shadow": "training.shadow",
     "wasserstein": "metrics.wasserstein",
 }
 
