@@ -22,12 +22,12 @@ from roundoff.cli.terminal import (
 )
 from roundoff.errors import UsageError
 from roundoff.executors import LocalExecutor
-from roundoff.metrics.intervals import Interval
 from roundoff.store import Run
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
 from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
 from roundoff.training.verdict import (
+    Unit,
     arms_of,
     direct_errors,
     distance,
@@ -221,16 +221,16 @@ def _show_units(
         for yardstick in experiment.yardsticks
     ]
     columns = ["candidate!", "in units of!", *(f"step {s}>" for s in steps)]
-    print_table("candidates in units of yardsticks (95 % interval)", columns, rows)
+    title = "candidates in units of yardsticks (×÷: factor to either end of the 95 % interval)"
+    print_table(title, columns, rows)
 
 
-def _ratio(unit: Any) -> str:
+def _ratio(unit: Unit) -> str:
+    """A ratio and the factor to either end of its interval, which is symmetrical on logarithms."""
     if unit.ratio is None:
         return unit.why.replace(" is exactly 0", " = 0")
-    r: Interval = unit.ratio
-    if not math.isfinite(r.high):
-        return f"{r.estimate:.2g}"
-    return f"{r.estimate:.2g} [{r.low:.2g}, {r.high:.2g}]"
+    factor = unit.ratio.high / unit.ratio.estimate
+    return f"{unit.ratio.estimate:.2g}" + (f" ×÷{factor:.2g}" if math.isfinite(factor) else "")
 
 
 def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> None:
@@ -242,10 +242,10 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
         return
     rows = [
         (d.candidate, d.of, d.verdict, ", ".join(f"{n} {w}" for w, n in d.counts.items()),
-         _number(d.size.estimate), _number(d.detectable))
+         _number(d.size.estimate), _number(d.gain), _number(d.detectable))
         for d in found
     ]  # fmt: skip
-    columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "detectable gain>"]
+    columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "largest gain>", "detectable>"]
     print_table("noise or bias: the direct error, without feedback", columns, rows)
 
 

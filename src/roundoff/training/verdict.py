@@ -51,13 +51,17 @@ class Growth:
 
 @dataclass(frozen=True)
 class Direct:
-    """Noise or bias of a candidate over the repeats: the gravest word, and how often each."""
+    """Noise or bias of a candidate over the repeats: the gravest word, and how often each.
+
+    `gain` is the largest in size of any tensor with that verdict, in any repeat.
+    """
 
     candidate: str
     of: str
     verdict: str
     counts: Mapping[str, int]
     size: Interval
+    gain: float
     detectable: float
 
 
@@ -147,9 +151,13 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
     if not found:
         return None
     words = [f["verdict"] for f in found]
+    gravest_tensors = [
+        t for f in found for t in f["tensors"] if t["verdict"] == gravest(words)
+    ] or [f["all"] for f in found]
     return Direct(
         candidate, of, gravest(words), {w: words.count(w) for w in RANK if w in words},
         log_t_interval(float(f["all"]["size"]) for f in found),
+        max((float(t["gain"]["value"]) for t in gravest_tensors), key=abs),
         max(float(f["all"]["detectable"]) for f in found),
     )  # fmt: skip
 
