@@ -17,7 +17,7 @@ from roundoff.intercept.attention import AttentionFunction
 from roundoff.training.shadow import REDRAWN, Shadow, shadow
 from roundoff.training.variants import Variant, attended, autocast, patched, variant
 
-STEPS = 2 * REDRAWN + 2
+STEPS = REDRAWN + 3
 
 
 class Attention(nn.Module):
@@ -191,7 +191,7 @@ def scaled(model, optimizer, lossed):
         scaler.update()
         scales.add(scaler.get_scale())
         optimizer.zero_grad()
-    assert len(scales) > 4
+    assert len(scales) > 3
 
 
 LOOPS = {
@@ -255,11 +255,16 @@ def shadowing(candidate, kind=Shadow, every=1, kept=None):
     return opened
 
 
+@functools.cache
+def bare_trace(loop):
+    return trace(LOOPS[loop], built(), without)
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("candidate", CANDIDATES)
 def test_the_training_is_bit_for_bit_what_it_was(loop, candidate):
     kept = []
-    bare = trace(LOOPS[loop], built(), without)
+    bare = bare_trace(loop)
     seen = trace(LOOPS[loop], built(), shadowing(CANDIDATES[candidate], kept=kept))
     assert same(bare, seen)
     error = next(iter(kept[0].errors.values()))
@@ -267,7 +272,7 @@ def test_the_training_is_bit_for_bit_what_it_was(loop, candidate):
         assert error.plain.samples == 0
         assert error.given_up > 0
     else:
-        assert error.plain.samples > 5
+        assert error.plain.samples > 3
         assert error.redrawn.samples > 0
 
 
@@ -358,7 +363,7 @@ class MovesBuffers(Shadow):
 )
 @pytest.mark.parametrize("loop", ["plain", "accumulated", "cast", "scaled"])
 def test_the_check_catches(kind, loop):
-    bare = trace(LOOPS[loop], built(), without)
+    bare = bare_trace(loop)
     assert not same(bare, trace(LOOPS[loop], built(), shadowing(blurred, kind=kind)))
 
 
