@@ -186,18 +186,21 @@ def _spread(steps: list[int], columns: int) -> list[int]:
 
 def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None:
     arms = arms_of(records)
-    final = {arm: losses(records, arm)[-1][1] for arm in (*arms, "baseline")}
     rows = [
         (arm, *(_number(distance(records, arm, s).estimate) for s in steps), _power(records, arm),
-         f"{final[arm]:.4f}")
+         _fall(records, arm))
         for arm in arms
     ]  # fmt: skip
+    rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
     title = f"distance of the weights from the baseline's, rel_l2, {len(records)} repeats"
-    columns = ["arm!", *(f"step {s}>" for s in steps), "growth>", "last loss>"]
-    print_table(
-        title, columns, [*rows, ("baseline", *("" for _ in steps), "", f"{final['baseline']:.4f}")]
-    )
+    print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
     messages().print("growth: d log(distance) / d log(step) over the last two steps", style="dim")
+
+
+def _fall(records: Sequence[dict[str, Any]], arm: str) -> str:
+    """The first loss and the last, mean over repeats."""
+    held = losses(records, arm)
+    return f"{held[0][1]:.3g} to {held[-1][1]:.4g}"
 
 
 def _power(records: Sequence[dict[str, Any]], arm: str) -> str:

@@ -1,0 +1,61 @@
+"""`roundoff train` as a command, on a tiny workload of a user's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+TINY = Path(__file__).parent.parent / "training" / "tiny.py"
+ARGS = ("train", "--workload", f"{TINY}:build", "--baseline", "torch-math", "--steps", "6",
+        "--repeats", "2", "--sampled", "6", "--jobs", "1", "--no-report")  # fmt: skip
+
+
+def test_tables_and_the_same_again(inside):
+    asked = (*ARGS, "--candidate", "fa2@bf16", "--yardsticks", "ulp,rerun", "-o", "run")
+    out, err = inside(*asked)
+    assert "distance of the weights" in out
+    assert "rerun = 0" in out
+    assert "noise or bias" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert "their state is kept in run/state" in err
+    again, err = inside(*asked)
+    assert again == out
+    assert "state is kept" not in err  # nothing was trained
+
+
+def test_the_document_is_strict_json(inside):
+    asked = (*ARGS, "--candidate", f"{TINY}:doubled", "--yardsticks", "ulp,rerun", "--json",
+             "--timing", "--long", "8", "-o", "run")  # fmt: skip
+    out, _ = inside(*asked)
+    document = json.loads(out)
+    assert document["kind"] == "train"
+    assert document["repeats"] == 2
+    zero = [d["estimate"] for d in document["distances"] if d["arm"] == "rerun"]
+    assert set(zero) == {0}
+    assert {d["candidate"] for d in document["direct"]} == {f"{TINY}:doubled"}
+    assert {u["yardstick"] for u in document["units"]} == {"ulp", "rerun"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--candidate", "fa22"), "did you mean 'fa2'"),
+        (("--yardsticks", "upl"), "did you mean 'ulp'"),
+        (("--workload", "txt"), "did you mean 'text'"),
+        (("--steps", "0"), "steps is 0"),
+        (("--format", "fp8"), "format 'fp8'"),
+        (("--candidate", "fa3", "--workload", f"{TINY}:build"), "no backward"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(inside, folder, options, says):
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    asked = ["train", "--workload", f"{TINY}:build", "--steps", "2", "--repeats", "1", "--jobs",
+             "1", "--no-report", "-o", "run"]  # fmt: skip
+    for name, value in given.items():
+        if name in asked:
+            asked[asked.index(name) + 1] = value
+        else:
+            asked += [name, value]
+    _, err = inside(*asked, status=2)
+    assert says in err
+    assert "Traceback" not in err
