@@ -329,3 +329,15 @@ def test_a_short_tensor_and_a_sketched_one_pool():
         long, short = normal(10_000, random=random), normal(3, random=random)
         error.plain.add({"long": reduced(long, long), "short": reduced(short, short)})
     assert judge(error).all.size == pytest.approx(1)
+
+
+def test_a_gradient_that_is_only_rounding_has_no_gain():
+    """Where g and c are unrelated noise, <x,g> = -<g,g>: the baseline's own noise."""
+
+    def unrelated(n, random):
+        g, c = normal(n, 20, random=random), normal(n, 20, random=random)
+        return c - g, g
+
+    judged = judge(simulated(unrelated, 0))
+    assert judged.all.gain.value < -0.9
+    assert judged.verdict == "noise"

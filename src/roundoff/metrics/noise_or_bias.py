@@ -42,8 +42,9 @@ class TensorError:
 
     `size` is sqrt(sum ||x||^2 / sum ||g||^2); `persistence` 1 for noise, sqrt(samples) for
     a constant error; `gain` the mean over blocks of <x,g>/<g,g> with its standard error, and
-    `redrawn` the same at redrawn weights. Tails are those of `persistence` and `gain` under
-    their nulls, adjusted for the number of tests. `detectable` is the gain that would have
+    `redrawn` the same at redrawn weights. Tails are those of `persistence` and `gain` under their
+    nulls, adjusted for the number of tests; a gain must show on the candidate's side too, in
+    <x,c> with c = g + x, or its tail is 1. `detectable` is the gain that would have
     been called a bias at least 9 times in 10, the redrawn weights' say included; infinite where
     too little was sampled. `nonfinite` counts samples in which the candidate alone held NaN
     or infinities.
@@ -131,7 +132,7 @@ class _Evidence:
     @property
     def tails(self) -> tuple[float, float]:
         """Of persistence and of gain."""
-        return flip_tail(self.gram), _two_sided(self.gain)
+        return flip_tail(self.gram), _gain_tail(self.sums)
 
 
 class _Found(NamedTuple):
@@ -222,7 +223,26 @@ def _gain(sums: Tensor) -> Estimate:
     Gradients shrink as a model learns: weighted by <g,g>, a few early steps would outvote the rest.
     """
     _, xg, gg = sums[:, sums[2] > 0]
-    n, gains = len(gg), xg / gg
+    return _mean(xg / gg)
+
+
+def _gain_tail(sums: Tensor) -> float:
+    """P(a gain as far from 0 | none), seen from the baseline's side and from the candidate's.
+
+    Where g is itself little more than rounding (the gradient of a bias that cancels, as that of
+    the keys in a softmax), a stray x = c - g has <x,g> = -<g,g>: a gain of -1 that tells nothing
+    of the candidate. Seen from its side, <x,c> = <x,g> + <x,x>, the artefact has the other
+    sign. So both sides must agree, and the weaker counts.
+    """
+    xx, xg, gg = sums[:, sums[2] > 0]
+    ours, theirs = _mean(xg / gg), _mean((xg + xx) / gg)
+    if not ours.value * theirs.value > 0:
+        return 1.0
+    return max(_two_sided(ours), _two_sided(theirs))
+
+
+def _mean(gains: Tensor) -> Estimate:
+    n = len(gains)
     if n < 2:
         return Estimate(gains.mean().item() if n else math.nan, math.nan, n)
     return Estimate(gains.mean().item(), gains.std().item() / math.sqrt(n), n)
@@ -238,7 +258,7 @@ def _two_sided(gain: Estimate) -> float:
 def _staying(every: list[_Evidence], gain_tails: list[float], alpha: float) -> set[str]:
     """The tensors whose gain was found, and is found again, with its sign, at redrawn weights."""
     seen = [e for e, tail in zip(every, gain_tails, strict=True) if tail < alpha]
-    again = holm([_two_sided(e.redrawn) for e in seen])
+    again = holm([_gain_tail(e.again) for e in seen])
     return {
         e.name
         for e, tail in zip(seen, again, strict=True)

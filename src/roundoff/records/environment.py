@@ -16,7 +16,7 @@ from typing import Any
 import roundoff
 from roundoff.errors import UnsupportedError
 
-__all__ = ["Environment"]
+__all__ = ["Environment", "source_of"]
 
 _LIBRARIES = (
     "torch", "numpy", "numba", "llvmlite", "safetensors", "mpmath", "triton", "jax", "jaxlib",
@@ -70,7 +70,7 @@ class Environment:
         """The environment of this process, for cells on `device` with `threads` threads."""
         return cls(
             roundoff=roundoff.__version__,
-            source=_source(),
+            source=source_of(_NUMERIC_ROOMS),
             python=platform.python_version(),
             libraries={**_versions(), **_compiler(os.environ.get("CXX"))},
             device=_device_name(device),
@@ -99,10 +99,11 @@ class Environment:
 
 
 @cache
-def _source() -> str:
+def source_of(rooms: tuple[str, ...]) -> str:
+    """The digest of roundoff's own source in some rooms, which are folders or files."""
     root = Path(roundoff.__file__).parent
     digest = hashlib.sha256()
-    for room in _NUMERIC_ROOMS:
+    for room in rooms:
         place = root / room
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.relative_to(root).as_posix().encode())

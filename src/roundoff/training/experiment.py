@@ -10,6 +10,7 @@ from typing import Any
 from roundoff.errors import UsageError
 from roundoff.kernels.loading import load
 from roundoff.records import Environment
+from roundoff.records.environment import source_of
 from roundoff.store.json import digest
 from roundoff.training.arms import FORMATS, Arm, parse_arm, parse_arms, variant_named
 from roundoff.training.variants import AS_IT_IS, Variant
@@ -17,6 +18,8 @@ from roundoff.training.variants import AS_IT_IS, Variant
 __all__ = ["Experiment", "Repeat", "logged_steps"]
 
 LIBRARIES = ("transformers", "diffusers", "tokenizers", "matplotlib")
+ROOMS = ("training", "workloads", "state")
+"""Those of roundoff's rooms that decide what training gives, beside the ones of every cell."""
 SLOW = "fp16"
 """The arm that a CPU computes several times slower than any other."""
 
@@ -153,14 +156,15 @@ class Repeat:
 
 
 def environment(threads: int) -> dict[str, Any]:
-    """The environment's numerics, with the libraries that models come from."""
+    """The environment's numerics, with the libraries of models and the source of training."""
     versions: dict[str, str] = {}
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {**Environment.here(threads=threads).numerics(), "models": versions}
+    numerics = Environment.here(threads=threads).numerics()
+    return {**numerics, "models": versions, "training": source_of(ROOMS)}
 
 
 def _functions(names: list[str]) -> list[str]:

@@ -53,7 +53,7 @@ class Growth:
 class Direct:
     """Noise or bias of a candidate over the repeats: the gravest word, and how often each.
 
-    `gain` is the largest in size of any tensor with that verdict, in any repeat.
+    `gain` is the largest in size of any biased tensor in any repeat, or without one of all as one.
     """
 
     candidate: str
@@ -151,13 +151,11 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
     if not found:
         return None
     words = [f["verdict"] for f in found]
-    gravest_tensors = [
-        t for f in found for t in f["tensors"] if t["verdict"] == gravest(words)
-    ] or [f["all"] for f in found]
+    biased = [t for f in found for t in f["tensors"] if t["verdict"] == "biased"]
     return Direct(
         candidate, of, gravest(words), {w: words.count(w) for w in RANK if w in words},
         log_t_interval(float(f["all"]["size"]) for f in found),
-        max((float(t["gain"]["value"]) for t in gravest_tensors), key=abs),
+        max((float(t["gain"]["value"]) for t in biased or [f["all"] for f in found]), key=abs),
         max(float(f["all"]["detectable"]) for f in found),
     )  # fmt: skip
 
