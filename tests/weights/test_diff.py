@@ -181,6 +181,9 @@ def test_renames(tmp_path):
     b = {n.replace("model.layers.", "h.").replace("scale", "temperature"): t for n, t in a.items()}
     renames = {"model.layers.": "h.", "scale": "temperature"}
     assert not diff(a, b, rename=renames).pairing.only_a
+    inside = {"net." + n: t for n, t in a.items()}
+    assert not diff(inside, a, rename={"net.": ""}).pairing.only_a
+    assert not diff(a, inside, rename={"": "net."}).pairing.only_a
     with pytest.raises(UnknownNameError, match="did you mean 'scale'"):
         diff(a, b, rename={"scael": "temperature"})
     with pytest.raises(UsageError, match="would both be"):

@@ -11,9 +11,13 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
 
-__all__ = ["added", "bits", "lowest", "wide"]
+__all__ = ["LANES", "ROWS", "added", "area", "bits", "lowest", "wide"]
+
+LANES, ROWS = 16, 1 << 12
 
 # Each of these writes LLVM for a call of it: `generate` puts instructions where the call stands.
 
@@ -60,7 +64,57 @@ def _wide(context: Any, x: Any) -> Any:  # noqa: ARG001
     return types.float64(x), generate
 
 
+def _area(context: Any, net: Any, before: Any) -> Any:  # noqa: ARG001
+    """The sum of |before + net[0] + ... + net[c]| over all codes c; clears `net`.
+
+    Each row of `net` holds LANES codes a whole column apart, so that the sums of all columns
+    grow at once; where each column begins is found by a first pass.
+    """
+    long, double = ir.IntType(64), ir.DoubleType()
+    integer = ir.IntType(net.dtype.bitwidth)
+    whole, real = ir.VectorType(integer, LANES), ir.VectorType(double, LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = make_array(signature.args[0])(context, builder, arguments[0]).data
+        zero, rows = ir.Constant(whole, [0] * LANES), ir.Constant(long, ROWS)
+        size = integer.width // 8
+
+        def row(at: Any) -> Any:
+            first = builder.gep(data, [builder.mul(at, ir.Constant(long, LANES))])
+            return builder.bitcast(first, whole.as_pointer())
+
+        totals = cgutils.alloca_once_value(builder, zero)
+        with cgutils.for_range(builder, rows, intp=long) as loop:
+            some = builder.load(row(loop.index), align=size)
+            builder.store(builder.add(builder.load(totals), some), totals)
+        start, ahead = builder.trunc(arguments[1], integer), ir.Constant(whole, ir.Undefined)
+        ends = builder.load(totals)
+        for lane in range(LANES):
+            place = ir.Constant(ir.IntType(32), lane)
+            ahead = builder.insert_element(ahead, start, place)
+            start = builder.add(start, builder.extract_element(ends, place))
+        heights = cgutils.alloca_once_value(builder, ahead)
+        areas = cgutils.alloca_once_value(builder, ir.Constant(real, [0.0] * LANES))
+        with cgutils.for_range(builder, rows, intp=long) as loop:
+            place = row(loop.index)
+            height = builder.add(builder.load(heights), builder.load(place, align=size))
+            builder.store(zero, place, align=size)
+            builder.store(height, heights)
+            below = builder.icmp_signed("<", height, zero)
+            height = builder.select(below, builder.sub(zero, height), height)
+            grown = builder.fadd(builder.load(areas), builder.sitofp(height, real))
+            builder.store(grown, areas)
+        total, each = ir.Constant(double, 0.0), builder.load(areas)
+        for lane in range(LANES):
+            part = builder.extract_element(each, ir.Constant(ir.IntType(32), lane))
+            total = builder.fadd(total, part)
+        return total
+
+    return types.float64(net, before), generate
+
+
 added: Any = intrinsic(_added)
+area: Any = intrinsic(_area)
 bits: Any = intrinsic(_bits)
 lowest: Any = intrinsic(_lowest)
 wide: Any = intrinsic(_wide)

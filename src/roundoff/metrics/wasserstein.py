@@ -28,8 +28,8 @@ def wasserstein(a: Tensor, b: Tensor, *, p: float = 1) -> float:
     """Return the Wasserstein distance W_p between the values of two tensors of any shapes.
 
     The least mean cost of moving the values of `a` to those of `b`, where moving x to y costs
-    |x - y|^p; the p-th root of it, in units of the values. For p = 1 it is the area between the two
-    distribution functions, and the sizes may differ; for p > 1 they must be equal.
+    `|x - y|^p`; the p-th root of it, in units of the values. For p = 1 it is the area between
+    the two distribution functions, and the sizes may differ; for p > 1 they must be equal.
 
     A NaN on either side gives NaN, and so does an empty side. An infinity that both sides hold in
     the same share costs nothing; any other makes the distance infinite. -0 is 0. Dtypes may differ;

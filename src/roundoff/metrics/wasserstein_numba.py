@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roundoff.metrics.at_once import at_once, parts_for_threads
-from roundoff.metrics.instructions import lowest
+from roundoff.metrics.instructions import LANES, ROWS, area, lowest
 
 __all__ = ["areas", "compiled", "count_codes", "count_lower", "count_parts", "keep_lower"]
 
 CODES = 1 << 16
 WORDS = CODES // 64
-DENSE = 1 << 14
+DENSE = 1 << 12
 """From this many numbers on, all codes of a part are gone through, not those that occur."""
 _U32, _U64, _I64 = np.uint32, np.uint64, np.int64
-_16, _6, _LOW, _SIGN = _U32(16), _I64(6), _U32(0xFFFF), _U32(0x80000000)
+_16, _12, _6, _LOW, _SIGN = _U32(16), _I64(12), _I64(6), _U32(0xFFFF), _U32(0x80000000)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -115,22 +115,10 @@ def _marked_area(before, net, seen, words):
 
 @numba.njit(nogil=True)
 def _add(numbers, weight, net):
+    """Add the weight of each number to its code, where `area` looks for it."""
     for i in range(numbers.size):
-        net[numbers[i]] += weight
-
-
-@numba.njit(nogil=True)
-def _whole_area(before, net):
-    """The area over all codes; clears them. Sixteen numbers of 58 bits add up to 62."""
-    ahead, total = before, 0.0
-    for start in range(0, CODES, 16):
-        some = _I64(0)
-        for code in range(start, start + 16):
-            ahead += net[code]
-            net[code] = 0
-            some += abs(ahead)
-        total += np.float64(some)
-    return total - np.float64(abs(ahead))  # the step from the last code leads out of the part
+        code = _I64(numbers[i])
+        net[(code & _I64(ROWS - 1)) * _I64(LANES) + (code >> _12)] += weight
 
 
 @compiled
@@ -142,7 +130,9 @@ def _areas(lower, starts, run, weights, scratch, result):
         if end - start >= DENSE:
             _add(a, of_a, net)
             _add(b, -of_b, net)
-            result[part] = _whole_area(ahead, net)
+            # The step from the last code leads out of the part.
+            last_ahead = ahead + _I64(a.size) * of_a - _I64(b.size) * of_b
+            result[part] = area(net, ahead) - np.float64(abs(last_ahead))
         elif end > start:
             _mark(a, of_a, net, seen, words)
             _mark(b, -of_b, net, seen, words)

@@ -60,7 +60,7 @@ def group_of(name: str) -> str:
 def read_renames(path: Path) -> dict[str, str]:
     """Read a mapping of renamed tensors: a TOML table `[rename]`, from names in A to names in B.
 
-    A name that ends in a dot stands for all names that begin with it.
+    A name that ends in a dot stands for all names that begin with it, and an empty one for all.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -76,12 +76,16 @@ def read_renames(path: Path) -> dict[str, str]:
                 f'{path}: expected one table [rename] of lines "name in A" = "name in B"'
             )
     for old, new in table.items():
-        if not isinstance(new, str) or old.endswith(".") != new.endswith("."):
+        if not isinstance(new, str) or _is_prefix(old) != _is_prefix(new):
             raise UsageError(
                 f"{path}: {old!r} must be given a name (quoted, as it may hold dots); "
                 "a prefix ends in a dot on both sides"
             )
     return cast("dict[str, str]", table)
+
+
+def _is_prefix(name: str) -> bool:
+    return not name or name.endswith(".")
 
 
 def renamed(names: Mapping[str, str], renames: Mapping[str, str]) -> dict[str, str]:
@@ -90,13 +94,13 @@ def renamed(names: Mapping[str, str], renames: Mapping[str, str]) -> dict[str, s
     >>> renamed({"h.0.w": "h.0.w", "b": "b"}, {"h.": "layers.", "b": "bias"})
     {'layers.0.w': 'h.0.w', 'bias': 'b'}
     """
-    prefixes = sorted((old for old in renames if old.endswith(".")), key=len, reverse=True)
+    prefixes = sorted(filter(_is_prefix, renames), key=len, reverse=True)
     used: set[str] = set()
     result: dict[str, str] = {}
     for name, origin in names.items():
-        old = name if name in renames else next(filter(name.startswith, prefixes), "")
-        new = renames[old] + name[len(old) :] if old else name
-        used |= {old}
+        old = name if name in renames else next(filter(name.startswith, prefixes), None)
+        new = name if old is None else renames[old] + name[len(old) :]
+        used |= set() if old is None else {old}
         if new in result:
             raise UsageError(f"{result[new]!r} and {origin!r} would both be {new!r}")
         result[new] = origin
