@@ -1,5 +1,6 @@
 """The page in a real browser without a network: every chart draws, and nothing complains."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -73,3 +74,41 @@ def test_the_chosen_metric_is_drawn_and_listed(reported, tmp_path):
     figure = dom[dom.index('<h2 id="figures"') :].partition("</figure>")[0]
     assert "out rmse (units of out)" in figure
     assert '<th class="number">out rmse</th>' in figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trained", "diverged"])
+def test_every_view_is_drawn(reported, tmp_path, name):
+    text = reported(name)[1][0].read_text()
+    script = """<script>
+    (async () => {
+      const empty = [];
+      let views = 0;
+      for (const figure of page.figures) {
+        const chooser = document.getElementById("view-" + figure.id);
+        for (const [i, view] of figure.views.entries()) {
+          if (chooser) chooser.selectedIndex = i;
+          await draw(figure);
+          views += 1;
+          const kinds = ":is(.mark-symbol.role-mark, .mark-line, .mark-rect.role-mark)";
+          const marks = document.querySelectorAll(`#chart-${figure.id} ${kinds} path`);
+          if (![...marks].some((mark) => mark.getAttribute("d"))) empty.push(view.label);
+        }
+      }
+      document.documentElement.dataset.views = views;
+      document.documentElement.dataset.empty = empty.join(", ");
+    })();
+    </script></body>"""
+    path = tmp_path / "views.html"
+    head, _, tail = text.rpartition("</body>")
+    path.write_text(head + script + tail)
+    dom, console = browse(path, tmp_path / "profile")
+    assert console == []
+    held = [view for figure in figures_of(text) for view in figure["views"]]
+    assert f'data-views="{len(held)}"' in dom
+    assert 'data-empty=""' in dom
+
+
+def figures_of(text):
+    found = re.search(r'<script type="application/json" id="figures-data">(.*?)</script>', text)
+    return json.loads(found[1])["figures"]

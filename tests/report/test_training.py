@@ -104,6 +104,16 @@ class TestCurves:
             )
         assert ("bf16", "bf16") not in {(r["panel"], r["candidate"]) for r in figure.rows}
 
+    def test_the_line_of_no_difference_lies_inside(self):
+        _, view = view_of(unit_figures(only(repeats(candidates=("fast",))), "t"), "rel_l2")
+        low, high = view.spec["layer"][1]["encoding"]["y"]["scale"]["domain"]
+        assert low < 1 < high
+
+    def test_a_ratio_that_is_not_finite_is_told_with_who_and_when(self):
+        lines = repeats(far=lambda arm, s, r: math.nan if (arm, s) == ("fast", 20) else s * 1e-3)
+        _, view = view_of(unit_figures(only(lines), "t"), "rel_l2")
+        assert "fast over ulp is not finite from step 20 on" in view.caption
+
     def test_losses_are_means_and_as_many_as_a_curve_has_room_for(self):
         steps = 2 * MOST_POINTS + 7
         figure, view = view_of(

@@ -154,7 +154,8 @@ def line_chart(
     parts = [band, line, mark.add_params(pick)]
     if level is not None:
         at = alt.YDatum(level, scale=_scale(y))
-        parts.insert(0, _chart().mark_rule(strokeDash=[3, 3], size=1, color="#888").encode(y=at))
+        rule = _chart().mark_rule(strokeDash=[3, 3], size=1, color="#888", clip=True)
+        parts.insert(0, rule.encode(y=at))
     height = 190 if len(panels) > 1 else 300
     layers = alt.layer(*parts).properties(height=height, width=250)
     return _finish(layers, panels, left=64, least=230)
@@ -261,8 +262,9 @@ def heat_map(
     alt = altair()
     params = [alt.param(name="dark", value=False), alt.param(name="letters", value=60)]
     slanted = max(map(len, columns), default=0) * LETTER > BOX
-    orient = {"orient": "top", "labelAngle": -35, "labelAlign": "left"} if slanted else {}
-    head = alt.Axis(title=x or None, labelOverlap=False, **({"labelAngle": 0} | orient))
+    angle = {"labelAngle": -35, "labelAlign": "left"} if slanted else {"labelAngle": 0}
+    side = "top" if slanted or len(rows) > FEW_ROWS / 2 else "bottom"
+    head = alt.Axis(title=x or None, labelOverlap=False, orient=side, **angle)
     cut = "length(datum.label) > letters ? '\u2026' + slice(datum.label, -letters) : datum.label"
     across = alt.X("column:N", sort=list(columns), axis=head)
     up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None, labelExpr=cut, labelLimit=0))
@@ -278,7 +280,7 @@ def heat_map(
     ink = {"condition": [
         {"test": "!isValid(datum.shade)", "value": {"expr": "dark ? '#e8eaed' : '#1b1f24'"}},
         {"test": shade.light_ink, "value": "#ffffff"}], "value": "#1b1f24"}  # fmt: skip
-    wide = "bandwidth('x') > 30"
+    wide = "bandwidth('x') > 36"
     words = f"isNumber(datum.value) ? {shade.text} : datum.value"
     text = base.transform_filter("isValid(datum.value)").transform_calculate(text=words)
     text = text.mark_text(fontSize=11 if len(rows) <= FEW_ROWS else 10).encode(

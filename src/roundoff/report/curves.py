@@ -140,7 +140,7 @@ def unit_figures(trained: Trained, prefix: str) -> list[Figure]:
     panels = list(dict.fromkeys(r["panel"] for r in rows))
 
     def chart(y: Scale) -> Spec:
-        x = _steps_scale(trained)
+        x, y = _steps_scale(trained), log_scale(y.title, [*y.domain, 1.0])
         return line_chart(x, y, names=names, present=names.present(rows), panels=panels, level=1.0)
 
     views: list[View | None] = []
@@ -160,7 +160,9 @@ def _unit_caption(
     reasons: dict[str, dict[int, None]] = {}
     for row, ratio in zip(rows, ratios, strict=True):
         if isinstance(ratio, str):
-            reasons.setdefault(ratio, {})[row["x"]] = None
+            why = f"{row['panel']} over {row['candidate']} is {ratio}"
+            why = ratio if ratio.endswith("exactly 0") else why
+            reasons.setdefault(why, {})[row["x"]] = None
         elif row["x"] == trained.steps[-1]:
             told.append(f"{row['panel']} is {show_interval(ratio)} {row['candidate']}")
     lost = [f"{why} {_when(list(steps), trained.steps)}" for why, steps in reasons.items()]
