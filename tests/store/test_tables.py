@@ -140,3 +140,42 @@ class TestTables:
         monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
         with pytest.raises(MissingLibraryError, match=r"roundoff\[analysis\]"):
             run.sql("select 1")
+
+
+class TestSeries:
+    TRAINED = line(
+        "t", training={"repeat": 0, "candidates": ["a"]}, parameters=5,
+        log={"ulp": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": math.nan}]},
+        direct={"a": {"gradient": {"verdict": "noise", "tensors": [{"name": "w", "size": 0.5}]}}},
+    )  # fmt: skip
+    MEASURED = line("c", cell={"seed": 3, "params": {"n": 4}}, outputs={"o": {"index": [0, 1]}})
+
+    def test_cells_of_both_kinds_are_one_table_without_what_was_logged(self, run):
+        fill(run, self.TRAINED, self.MEASURED)
+        table = run.frame().set_index("id")
+        assert table.loc["c", "n"] == 4
+        assert table.loc["t", "parameters"] == 5
+        assert table.loc["t", "direct_a_gradient_verdict"] == "noise"
+        assert not [name for name in table.columns if name.startswith("log") or "tensors" in name]
+
+    def test_a_list_of_values_stays_a_column(self, run):
+        fill(run, self.TRAINED, self.MEASURED)
+        assert run.sql("select o_index from cells where id = 'c'")["o_index"].tolist() == ["[0, 1]"]
+        found = run.sql("select training_candidates as c from cells where id = 't'")
+        assert found["c"].tolist() == ['["a"]']
+
+    def test_what_was_logged_is_a_table_of_its_own(self, run):
+        fill(run, self.TRAINED, self.MEASURED)
+        log = run.sql("select *, isnan(loss) as broken from log order by step")
+        assert log[["id", "part", "step"]].values.tolist() == [["t", "ulp", 1], ["t", "ulp", 2]]
+        assert log["broken"].tolist() == [False, True]
+        direct = run.sql("select part, name, size from direct")
+        assert direct.values.tolist() == [["a.gradient.tensors", "w", 0.5]]
+
+    def test_a_stored_series_keeps_its_name(self, run):
+        import duckdb
+
+        fill(run, self.TRAINED)
+        (run.path / "series").mkdir()
+        duckdb.sql("select 7 as x").write_parquet(str(run.path / "series" / "log.parquet"))
+        assert run.sql("select x from log")["x"].tolist() == [7]
