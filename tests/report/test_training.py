@@ -94,6 +94,13 @@ class TestCurves:
         )  # fmt: skip
         assert found == pytest.approx(distance("bf16", 10, 0) ** 2 / 2, rel=1e-3)
 
+    def test_equal_weights_have_no_angle_whatever_the_rounding(self):
+        line = training(0)
+        for at in line["distances"]["rerun"]:
+            at["cosine"] = 1 - 2**-53
+        _, view = view_of(distance_figures(only([line]), "t"), "1 - cosine")
+        assert "rerun is exactly 0 at every step" in view.caption
+
     def test_units_are_ratios_and_an_idle_yardstick_is_a_word(self):
         figure, view = view_of(unit_figures(only(repeats()), "t"), "rel_l2")
         for row, (value, *_) in zip(figure.rows, view.values, strict=True):
@@ -173,7 +180,7 @@ class TestLayers:
 class TestTables:
     def test_the_gravest_verdict_and_its_reason(self):
         table = direct_table(only(repeats(2)))
-        assert column(table, "candidate") == ["fast", "bf16"]
+        assert column(table, "error of") == ["fast, gradient", "bf16, gradient"]
         assert column(table, "verdict") == ["biased", "biased"]
         assert column(table, "repeats") == ["2 biased", "2 biased"]
         assert column(table, "why")[0] == f"{TENSORS[2]}: because biased"
@@ -196,8 +203,8 @@ class TestTables:
 
     def test_units_stand_at_every_step(self):
         table = unit_table(only(repeats(2)))
-        assert table.columns[2:] == [f"step {s}" for s in STEPS]
-        assert table.rows[0][2] == "2e+03 [2e+03, 2e+03]"
+        assert table.columns[1:] == [f"step {s}" for s in STEPS]
+        assert table.rows[0][:2] == ["fast in ulp", "2e+03 [2e+03, 2e+03]"]
 
 
 class TestDrawings:

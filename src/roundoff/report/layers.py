@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product, takewhile
 from typing import Any
 
 from roundoff.report.charts import Shade, heat_map
@@ -22,9 +22,9 @@ LONGEST = 36
 
 
 def layer_figures(trained: Trained, prefix: str) -> list[Figure]:
-    """The distance of each tensor from the baseline's: a view for each metric and some steps."""
+    """The distance of each tensor: the first metric after every step, the others in the end."""
     tensors = _tensors(trained)
-    steps = _some(trained.steps)
+    steps = sorted(trained.steps, reverse=True)
     if not (tensors and steps):
         return []
     kept, left = _kept(trained, tensors, steps[0])
@@ -35,15 +35,13 @@ def layer_figures(trained: Trained, prefix: str) -> list[Figure]:
         {"label": labels[tensor], "column": names[arm], "panel": "", "tensor": tensor}
         for tensor, arm in places
     ]
+    lost = f" {left} tensors that moved less are left out." if left else ""
     views: list[View] = []
-    for metric in METRICS:
-        for step in steps:
-            held = _values(trained, step, metric)
-            found = [_typical(held.get(place, [])) for place in places]
-            label = f"{metric} after step {step}"
-            lost = f" {left} tensors that moved less are left out." if left else ""
-            if view := map_view(label, metric, rows, found):
-                views.append(replace(view, caption=view.caption + lost))
+    for metric, step in [*product(METRICS, steps[:1]), *product(METRICS[:1], steps[1:])]:
+        held = _values(trained, step, metric)
+        found = [_typical(held.get(place, [])) for place in places]
+        if view := map_view(f"{metric} after step {step}", metric, rows, found):
+            views.append(replace(view, caption=view.caption + lost))
     shown = {"tensor": "tensor", "column": "arm"}
     return [Figure(f"{prefix}-tensors", "Which tensors moved", rows, views, shown)]
 
@@ -110,12 +108,6 @@ def _tensors(trained: Trained) -> list[str]:
     return list(dict.fromkeys(name for log in logs for at in log for name in at["of"]))
 
 
-def _some(steps: Sequence[int]) -> list[int]:
-    """The last of the compared steps, the first, and one between."""
-    chosen = {0, len(steps) // 2, len(steps) - 1} if steps else set[int]()
-    return [steps[i] for i in sorted(chosen, reverse=True)]
-
-
 def _kept(
     trained: Trained, tensors: Sequence[str], step: int
 ) -> tuple[list[str], int]:  # fmt: skip
@@ -157,7 +149,7 @@ def short_tensors(names: Sequence[str]) -> list[str]:
     ['norm', 'head', 'head.bias']
     """
     columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
-    start = len(list(itertools.takewhile(lambda parts: len(set(parts)) == 1, columns)))
+    start = len(list(takewhile(lambda parts: len(set(parts)) == 1, columns)))
     bare = [name.split(".")[start:] for name in names]
     bare = [parts[:-1] if parts[-1] == "weight" and parts[1:] else parts for parts in bare]
     whole = [".".join(parts) for parts in bare]

@@ -75,9 +75,12 @@ def _trained(lines: list[Line]) -> Trained:
 
 
 def _measured(line: Line) -> Line:
-    """The line with 1 - cosine beside the cosine, which no logarithmic axis can show."""
+    """The line with 1 - cosine beside the cosine, which no logarithmic axis can show.
+
+    Of equal weights it is 0, whatever the rounding of their cosine is.
+    """
     distances = {
-        arm: [{**at, "1 - cosine": 1 - at["cosine"]} for at in log]
+        arm: [{**at, "1 - cosine": 1 - at["cosine"] if at["rel_l2"] else 0.0} for at in log]
         for arm, log in line["distances"].items()
     }
     return {**line, "distances": distances}

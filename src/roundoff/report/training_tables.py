@@ -49,9 +49,8 @@ def unit_table(trained: Trained) -> Table:
     rows: dict[tuple[str, str], dict[str, object]] = {}
     for u in units(trained.lines, trained.candidates, trained.yardsticks):
         if u.candidate != u.yardstick:
-            row = rows.setdefault((u.candidate, u.yardstick), {
-                "candidate": names[u.candidate], "in units of": names[u.yardstick]
-            })  # fmt: skip
+            pair = f"{names[u.candidate]} in {names[u.yardstick]}"
+            row = rows.setdefault((u.candidate, u.yardstick), {"candidate in units of": pair})
             row[f"step {u.step}"] = show_interval(u.ratio) if u.ratio else u.why
     return table_of(list(rows.values()))
 
@@ -61,7 +60,7 @@ def direct_table(trained: Trained) -> Table:
     rows: list[dict[str, object]] = []
     for candidate, of, found in _judgements(trained):
         whole = [f["all"] for f in found]
-        row = {"candidate": trained.names[candidate], "of": of}
+        row: dict[str, object] = {"error of": f"{trained.names[candidate]}, {of}"}
         row |= _row(whole, [f["verdict"] for f in found])
         worst = sorted(
             (t for f in found for t in f["tensors"]), key=lambda t: GRAVE.index(t["verdict"])
@@ -80,7 +79,7 @@ def tensor_table(trained: Trained) -> Table:
             tensors.setdefault(tensor["name"], []).append(tensor)
         for name, held in tensors.items():
             words = [t["verdict"] for t in held]
-            head = {"candidate": trained.names[candidate], "of": of, "tensor": name}
+            head = {"tensor": name, "error of": f"{trained.names[candidate]}, {of}"}
             rows.append((GRAVE.index(gravest(words)), {**head, **_row(held, words)}))
     rows.sort(key=lambda r: r[0])
     return table_of([row for _, row in rows])
