@@ -122,7 +122,7 @@ class TestCurves:
         assert "fast over ulp is not finite from step 20 on" in view.caption
 
     def test_losses_are_means_and_as_many_as_a_curve_has_room_for(self):
-        steps = 2 * MOST_POINTS + 7
+        steps = 2 * MOST_POINTS + 8
         figure, view = view_of(
             loss_figures(only(repeats(2, experiment={"steps": steps})), "t"), "loss"
         )
@@ -143,21 +143,31 @@ class TestCurves:
 
 
 class TestLayers:
-    def test_colours_are_logarithms_and_rows_stand_in_the_order_of_the_model(self):
+    def test_values_stand_as_they_are_and_rows_in_the_order_of_the_model(self):
         figure, view = view_of(layer_figures(only(repeats(1)), "t"), "rel_l2 after step 20")
         assert list(dict.fromkeys(r["tensor"] for r in figure.rows)) == list(TENSORS)
-        for row, (value, shade) in zip(figure.rows, view.values, strict=True):
-            if row["column"] == "rerun":
-                assert (value, shade) == ("0", None)
-            else:
-                assert shade == pytest.approx(math.log10(value), abs=2e-3)
+        for row, (value,) in zip(figure.rows, view.values, strict=True):
+            size = distance(row["column"], 20, 0) * (1 + TENSORS.index(row["tensor"]))
+            assert value == (pytest.approx(size, rel=1e-2) if size else "0")
+
+    def test_colours_span_the_decades_of_the_values(self):
+        _, view = view_of(layer_figures(only(repeats(1)), "t"), "rel_l2 after step 20")
+        (colour,) = (c for part in view.spec["layer"] if (c := part["encoding"].get("color"))
+                     and "scale" in c)  # fmt: skip
+        assert colour["scale"]["domain"] == [-7, 2]
+
+    def test_every_step_has_a_view_of_the_first_metric(self):
+        (figure,) = layer_figures(only(repeats(1)), "t")
+        labels = [v.label for v in figure.views]
+        assert labels[:3] == [f"{m} after step 20" for m in ("rel_l2", "max_diff", "w1")]
+        assert labels[3:] == [f"rel_l2 after step {s}" for s in reversed(STEPS[:-1])]
 
     def test_nan_and_infinity_stand_in_their_boxes(self):
         wrong = {"ulp": math.nan, "seed": math.inf}
         lines = repeats(1, far=lambda arm, s, r: wrong.get(arm, 1e-3))
         figure, view = view_of(layer_figures(only(lines), "t"), "rel_l2")
         found = {r["column"]: v for r, v in zip(figure.rows, view.values, strict=True)}
-        assert (found["ulp"], found["seed"]) == (["nan", None], ["inf", None])
+        assert (found["ulp"], found["seed"]) == (["nan"], ["inf"])
         assert "NaN or infinite: 4 tensors of ulp, 4 tensors of seed." in view.caption
 
     def test_of_too_many_tensors_those_that_moved_most_are_kept_and_the_rest_counted(self):

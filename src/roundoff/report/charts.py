@@ -222,14 +222,15 @@ def _left(rows: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shade:
-    """How a heat map turns its column `shade` into colour, and its column `value` into text.
+    """How a heat map turns its column `value` into colour and text, by expressions of Vega.
 
-    `ends` (two, or three with what is neutral in the middle) are the shades at which the
-    colours end; `marks` those that the legend shows, spelled by the expression `spell`; `text`
-    is the expression of a box's number. All are ours: nothing in them comes from a run.
+    `of` makes a shade of a value. `ends` (two, or three with what is neutral in the middle) are
+    the shades at which the colours end; `marks` those that the legend shows, each spelled by
+    `spell`; `text` is a box's number. All are ours: nothing in them comes from a run.
     """
 
     title: str
+    of: str
     ends: Sequence[float]
     marks: Sequence[float]
     spell: str
@@ -254,9 +255,9 @@ def heat_map(
     x: str, shade: Shade, *, panels: Sequence[str], rows: Sequence[str], columns: Sequence[str],
     tips: Mapping[str, str],
 ) -> Spec:  # fmt: skip
-    """A box for each `label` (rows) and `column`, coloured by `shade`, with its `value` in it.
+    """A box for each `label` (rows) and `column`, in the colour of its `value`, which it holds.
 
-    A box without a shade stays empty but for its value: a number, or a word such as "nan".
+    A box whose value has no colour stays empty but for it: 0, or a word such as "nan".
     Numbers vanish where boxes are too narrow for them, long labels lose their beginning.
     """
     alt = altair()
@@ -273,7 +274,7 @@ def heat_map(
         labelExpr=shade.spell,
     )  # fmt: skip
     scale = alt.Scale(domain=list(shade.ends), range=shade.ramp, clamp=True, interpolate="rgb")
-    base = _chart().encode(x=across, y=up)
+    base = _chart().encode(x=across, y=up).transform_calculate(shade=shade.of)
     box = base.mark_rect(stroke=None).encode(
         color=alt.Color("shade:Q", scale=scale, legend=legend), tooltip=_tips(tips)
     )
@@ -300,7 +301,7 @@ def ratio_chart(
     `reach` is the power of two at which the colours end on either side.
     """
     shade = Shade(
-        "x the baseline's error", ends=(-reach, 0, reach),
+        "x the baseline's error", of="log(datum.value) / LN2", ends=(-reach, 0, reach),
         marks=[part * reach for part in (-1, -0.5, 0, 0.5, 1)],
         spell="format(pow(2, datum.value), '.2~g') + 'x'",
         text="format(datum.value, datum.value < 99.5 ? '.2~g' : ',.0f')",

@@ -32,8 +32,7 @@ def layer_figures(trained: Trained, prefix: str) -> list[Figure]:
     names = trained.names
     places = [(tensor, arm) for tensor in kept for arm in trained.arms]
     rows = [
-        {"label": labels[tensor], "column": names[arm], "panel": "", "tensor": tensor}
-        for tensor, arm in places
+        {"label": labels[tensor], "column": names[arm], "tensor": tensor} for tensor, arm in places
     ]
     lost = f" {left} tensors that moved less are left out." if left else ""
     views: list[View] = []
@@ -54,24 +53,22 @@ def map_view(
     `rows` have a `label`, a `column` and a `tensor`. Zeros, NaN and infinities stand as words in
     boxes without colour; None is an empty box.
     """
-    shades = [math.log10(v) if v is not None and 0 < v < math.inf else None for v in found]
-    held = [s for s in shades if s is not None]
+    held = [math.log10(v) for v in found if v is not None and 0 < v < math.inf]
     if not held:
         return None
     ends = (math.floor(min(held)), math.ceil(max(held)))
     ends = ends if ends[0] < ends[1] else (ends[0], ends[0] + 1)
     stride = max(1, math.ceil((ends[1] - ends[0]) / 5))
     shade = Shade(
-        metric, ends=ends, marks=list(range(ends[0], ends[1] + 1, stride)),
+        metric, of="log(datum.value) / LN10",
+        ends=ends, marks=list(range(ends[0], ends[1] + 1, stride)),
         spell="format(pow(10, datum.value), '~e')", text="format(datum.value, '.1e')",
     )  # fmt: skip
     columns, labels = (list(dict.fromkeys(str(r[k]) for r in rows)) for k in ("column", "label"))
     tips = {"tensor": "tensor", "column": "arm", "value": metric}
     spec = heat_map("", shade, panels=[""], rows=labels, columns=columns, tips=tips)
-    values: list[list[float | str | None]] = [
-        [_told(v), None if s is None else round(s, 3)] for v, s in zip(found, shades, strict=True)
-    ]
-    return View(label, spec, ("value", "shade"), values, _caption(label, rows, found))
+    values = [[_told(v)] for v in found]
+    return View(label, spec, ("value",), values, _caption(label, rows, found))
 
 
 def _told(value: float | None) -> float | str | None:
@@ -97,7 +94,7 @@ def _caption(label: str, rows: Sequence[Mapping[str, Any]], found: Sequence[floa
         elif not wrong:
             told.append(f"{arm} exactly 0 everywhere")
         lost += [f"{wrong} tensors of {arm}"] * bool(wrong)
-    words = [f"{label[0].upper()}{label[1:]}, by tensor: {'; '.join(told)}."]
+    words = [f"{label}, by tensor: {'; '.join(told)}."]
     words += [f"NaN or infinite: {', '.join(lost)}."] * bool(lost)
     return " ".join(words)
 

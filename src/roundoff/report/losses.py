@@ -17,7 +17,7 @@ __all__ = ["loss_figures", "mean_losses"]
 Place = tuple[str, int]
 """An arm, and the last step of a part."""
 
-MOST_POINTS = 150
+MOST_POINTS = 100
 """Of one curve; more steps than these are averaged in equal parts."""
 APART = "distance from the baseline's loss"
 

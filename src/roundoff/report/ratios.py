@@ -109,7 +109,7 @@ def _views(
         values = [_cell(i) for i in found]
         label = f"{output} {word}"
         caption = _caption(word, found, rows, axis or "")
-        views.append(View(label, spec, ("value", "low", "high", "shade"), values, caption))
+        views.append(View(label, spec, ("value", "low", "high"), values, caption))
     return views
 
 
@@ -119,10 +119,10 @@ def _finite(interval: Interval) -> bool:
 
 def _cell(interval: Interval) -> list[float | None]:
     if not _finite(interval):
-        return [None, None, None, None]
+        return [None, None, None]
     ends = (interval.low, interval.high)
     bounds = [float(f"{b:.4g}") if 0 < b < math.inf else None for b in ends]
-    return [float(f"{interval.estimate:.4g}"), *bounds, round(math.log2(interval.estimate), 3)]
+    return [float(f"{interval.estimate:.4g}"), *bounds]
 
 
 def _caption(

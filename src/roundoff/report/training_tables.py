@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from roundoff.metrics.intervals import Interval, t_interval
@@ -18,6 +19,8 @@ from roundoff.training.verdict import growth, units, values
 __all__ = ["direct_table", "distance_table", "tensor_table", "unit_table"]
 
 SIZES = ("w1", "max_diff", "1 - cosine", "ulp_mean", "sign_flips")
+MOST_ROWS = 160
+"""Of the table of every tensor, which has the gravest first."""
 GRAVE: Sequence[str] = RANK
 OF = ("gradient", "update")
 
@@ -82,7 +85,8 @@ def tensor_table(trained: Trained) -> Table:
             head = {"tensor": name, "error of": f"{trained.names[candidate]}, {of}"}
             rows.append((GRAVE.index(gravest(words)), {**head, **_row(held, words)}))
     rows.sort(key=lambda r: r[0])
-    return table_of([row for _, row in rows])
+    table = table_of([row for _, row in rows[:MOST_ROWS]])
+    return replace(table, left_out=max(0, len(rows) - MOST_ROWS))
 
 
 def _judgements(trained: Trained) -> list[tuple[str, str, list[Mapping[str, Any]]]]:
