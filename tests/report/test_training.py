@@ -181,10 +181,10 @@ class TestLayers:
         assert len(set(short_tensors(names))) == len(names)
 
     def test_long_names_lose_what_counts_and_then_their_beginning(self):
-        long = [f"net.transformer_blocks.{i}.attention.to_out.{n}.weight"
+        long = [f"net.transformer_blocks.{i}.attention.to_out.0.{n}.weight"
                 for i in (0, 1) for n in ("projection", "q" * 30 + str(i))]  # fmt: skip
         found = short_tensors(long)
-        assert found[:2] == ["0.attention.to_out.projection", "\u2026out." + "q" * 30 + "0"]
+        assert found[:2] == ["0.attention.to_out.0.projection", "\u2026t.0." + "q" * 30 + "0"]
 
 
 class TestTables:

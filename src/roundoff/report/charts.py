@@ -270,7 +270,7 @@ def heat_map(
     across = alt.X("column:N", sort=list(columns), axis=head)
     up = alt.Y("label:N", sort=list(rows), axis=alt.Axis(title=None, labelExpr=cut, labelLimit=0))
     legend = alt.Legend(
-        title=shade.title, orient="bottom", gradientLength=300, values=list(shade.marks),
+        title=shade.title, orient="bottom", values=list(shade.marks),
         labelExpr=shade.spell,
     )  # fmt: skip
     scale = alt.Scale(domain=list(shade.ends), range=shade.ramp, clamp=True, interpolate="rgb")

@@ -140,7 +140,7 @@ def _typical(values: Sequence[float]) -> float | None:
 def short_tensors(names: Sequence[str]) -> list[str]:
     """Names without what all begin with, and without `.weight`; each still one of its kind.
 
-    Where one is too long, what only says what a number counts goes from all.
+    Where one is too long, all lose the word that says what their first number counts.
 
     >>> short_tensors(["model.norm.weight", "model.head.weight", "model.head.bias"])
     ['norm', 'head', 'head.bias']
@@ -159,9 +159,9 @@ def short_tensors(names: Sequence[str]) -> list[str]:
 
 
 def _uncounted(parts: Sequence[str]) -> list[str]:
-    """`blocks.0.attn` without the word before its number."""
-    follows = [*(part.isdecimal() for part in parts[1:]), False]
-    return [part for part, number in zip(parts, follows, strict=True) if not number]
+    """`blocks.0.attn` without the word before its first number."""
+    first = next((i for i, part in enumerate(parts) if part.isdecimal()), 0)
+    return [part for i, part in enumerate(parts) if i != first - 1]
 
 
 def _cut(name: str) -> str:

@@ -34,6 +34,7 @@ function laidOut(view, width) {
 function themed(width) {
   const config = structuredClone(darkQuery.matches ? page.themes.dark : page.themes.light);
   config.legend.columns = Math.max(1, Math.floor(width / 190));
+  config.legend.gradientLength = Math.min(300, Math.round(width * 0.5));
   config.axis.labelLimit = Math.min(220, Math.round(width * 0.4));
   return config;
 }
