@@ -46,7 +46,10 @@ FIELDS = {
 }  # fmt: skip
 LIBRARIES = {"onnx-cpu": "onnxruntime"}
 PICTURES = {
-    "flash-attention-quick": ("ratio-torch-math-format-bf16.png", "docs/images/flash-attention.png")
+    "flash-attention-quick": {
+        "ratio-torch-math-format-bf16.png": "docs/images/flash-attention.png",
+        "training-1-distance.png": "docs/images/training.png",
+    }
 }
 
 
@@ -71,8 +74,7 @@ def main(study: str, preset: str) -> None:
     (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
     for page in PAGES:
         put(ROOT / page, name, table)
-    if name in PICTURES:
-        source, target = PICTURES[name]
+    for source, target in PICTURES.get(name, {}).items():
         (ROOT / target).parent.mkdir(exist_ok=True)
         shutil.copy(run.path / "figures" / source, ROOT / target)
 
