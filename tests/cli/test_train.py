@@ -23,7 +23,7 @@ def test_tables_and_the_same_again(inside):
     assert "state is kept" not in err  # nothing was trained
 
 
-def test_the_document_is_strict_json(inside):
+def test_the_document_is_strict_json(inside, folder):
     asked = (*ARGS, "--candidate", f"{TINY}:doubled", "--yardsticks", "ulp,rerun", "--json",
              "--timing", "--long", "8", "-o", "run")  # fmt: skip
     out, _ = inside(*asked)
@@ -34,6 +34,8 @@ def test_the_document_is_strict_json(inside):
     assert set(zero) == {0}
     assert {d["candidate"] for d in document["direct"]} == {f"{TINY}:doubled"}
     assert {u["yardstick"] for u in document["units"]} == {"ulp", "rerun"}
+    long = [line for line in folder.lines() if line["training"]["what"] == "long"]
+    assert [len(line["log"]["baseline"]) for line in long] == [8]
 
 
 @pytest.mark.parametrize(

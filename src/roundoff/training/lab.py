@@ -160,7 +160,7 @@ class Lab:
                 for name, error in self.shadow.errors.items()
             },
             "sample": sampled(self.baseline),
-            "parameters": sum(p.numel() for p in parameters(self.baseline.task.model).values()),
+            "parameters": self.baseline.parameters,
         }
 
 

@@ -132,6 +132,11 @@ class Runner:
         )
         return math.sqrt(squares) if math.isfinite(squares) else squares
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in parameters(self.task.model).values())
+
     def nudge(self) -> None:
         """Move one weight by one ulp: one of a matrix, drawn from the seed."""
         matrices = [p for p in self.task.model.parameters() if p.ndim > 1 and p.requires_grad]

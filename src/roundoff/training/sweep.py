@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,25 +115,21 @@ def carried_out(task: _Task) -> dict[str, Any]:
 def long_run(
     experiment: Experiment, tell: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
-    """One baseline run of `experiment.long` steps: its losses, and a sample of what it learned."""
+    """One baseline run of `experiment.long` steps as a repeat without arms, with its sample."""
     runner = Runner(
         load_workload(experiment.workload), experiment.seed, experiment.long,
         arm=BASELINE, baseline=experiment.variant, format=experiment.format,
     )  # fmt: skip
-    losses: list[float] = []
+    log: list[dict[str, Any]] = []
     with runner:
         for number in range(experiment.long):
-            losses.append(runner.gradients(number)["loss"])
+            log.append({"step": number + 1, **runner.gradients(number)})
             runner.update()
             tell(number + 1)
-        each = max(1, experiment.long // 200)
         return {
-            "long": [
-                {"step": i + 1, "loss": sum(losses[i - each + 1 : i + 1]) / each}
-                for i in range(each - 1, len(losses), each)
-            ],
-            "sample": sampled(runner),
-        }
+            "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},
+            "sample": sampled(runner), "parameters": runner.parameters,
+        }  # fmt: skip
 
 
 def finished(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
@@ -167,7 +163,7 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
         "schema": SCHEMA,
         "id": task.id,
         "environment": digest(environment(task.experiment.threads)),
-        "training": {**task.experiment.to_record(), "repeat": task.number, "what": task.what},
+        "training": {**_asked(task).to_record(), "repeat": task.number, "what": task.what},
     }
     if not isinstance(outcome, Exception):
         return {**head, "status": "ok", **outcome}
@@ -177,6 +173,14 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
         text = str(outcome)
     status = "skipped" if isinstance(outcome, UnsupportedError) else "failed"
     return {**head, "status": status, "error": text}
+
+
+def _asked(task: _Task) -> Experiment:
+    """The experiment as far as this task goes: the long run has no arms."""
+    if task.what != "long":
+        return task.experiment
+    alone = {"candidates": (), "yardsticks": (), "repeats": 1, "steps": task.experiment.long}
+    return replace(task.experiment, **alone)
 
 
 def _teller(path: Path) -> Callable[[int], None]:
