@@ -3,6 +3,7 @@
     .venv/bin/python benchmarks/record.py flash-attention quick
     .venv/bin/python benchmarks/record.py recipes full
     .venv/bin/python benchmarks/record.py evidence [RECIPE ...]
+    .venv/bin/python benchmarks/record.py training text-to-image
 
 Runs the study (or completes it), stores the verdicts with the environment and the command, and
 puts the table between the README's and docs' markers of that name. A test holds the two equal.
@@ -19,8 +20,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,18 @@ FIELDS = {
     "order floor": "floor", "cells": "cells",
 }  # fmt: skip
 LIBRARIES = {"onnx-cpu": "onnxruntime"}
+YARDSTICKS = "ulp,rerun,data-order,seed,bf16,fp16"
+TRAININGS = {
+    "text-to-image": (
+        "--baseline", "torch-math", "--candidate", "torch-cpu-flash", "--yardsticks", YARDSTICKS,
+        "--repeats", "6", "--long", "4000", "--timing", "-o", "runs/training-text-to-image",
+    ),
+    "text": (
+        "--baseline", "torch-math", "--candidate", "torch-cpu-flash,fa2@bf16",
+        "--yardsticks", f"{YARDSTICKS},ulp@100", "--repeats", "6", "--timing",
+        "-o", "runs/training-text",
+    ),
+}  # fmt: skip
 PICTURES = {
     "flash-attention-quick": {
         "ratio-torch-math-format-bf16.png": "docs/images/flash-attention.png",
@@ -77,6 +92,73 @@ def main(study: str, preset: str) -> None:
     for source, target in PICTURES.get(name, {}).items():
         (ROOT / target).parent.mkdir(exist_ok=True)
         shutil.copy(run.path / "figures" / source, ROOT / target)
+
+
+def training(workload: str) -> None:
+    """The full preset of `roundoff train` on a workload."""
+    command = ["roundoff", "train", "--workload", workload, *TRAININGS[workload]]
+    binary = Path(sys.executable).with_name("roundoff")
+    started = time.monotonic()
+    done = subprocess.run(
+        [str(binary), *command[1:], "--json"], check=True, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    document = json.loads(done.stdout)
+    run = Run.open(ROOT / document["run"])
+    name = f"training-{workload}"
+    kept = {
+        "command": " ".join(command),
+        "minutes": round((time.monotonic() - started) / 60, 1),
+        "environments": list(run.documents("environments").values()),
+        **{k: v for k, v in document.items() if k not in ("run", "report", "schema", "kind")},
+    }
+    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    table = training_table(kept)
+    (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
+    put(ROOT / "docs/training.md", name, table)
+
+
+def training_table(kept: dict[str, Any]) -> str:
+    """Distances by arm and step, the candidates in yardsticks, and noise or bias."""
+    steps = sorted({d["step"] for d in kept["distances"]})
+    lines = [
+        "| arm | " + " | ".join(f"step {s}" for s in steps) + " |",
+        "|---" * (len(steps) + 1) + "|",
+    ]
+    at = {(d["arm"], d["step"]): f"{d['estimate']:.1e}" for d in kept["distances"]}
+    for arm in dict.fromkeys(d["arm"] for d in kept["distances"]):
+        lines.append(f"| {arm} | " + " | ".join(at.get((arm, s), "") for s in steps) + " |")
+    shown = (steps[0], steps[len(steps) // 2], steps[-1])
+    lines += [
+        "",
+        "| candidate | in units of | " + " | ".join(f"step {s}" for s in shown) + " |",
+        "|---" * 5 + "|",
+    ]
+    ratios = {(u["candidate"], u["yardstick"], u["step"]): unit(u) for u in kept["units"]}
+    for candidate, yardstick in dict.fromkeys(
+        (u["candidate"], u["yardstick"]) for u in kept["units"]
+    ):
+        cells = " | ".join(ratios[candidate, yardstick, s] for s in shown)
+        lines.append(f"| {candidate} | {yardstick} | {cells} |")
+    lines += [
+        "",
+        "| candidate | direct error of | verdicts of repeats | size | largest gain | detectable |",
+        "|---" * 6 + "|",
+    ]
+    for d in kept["direct"]:
+        counts = ", ".join(f"{n} {word}" for word, n in d["counts"].items())
+        numbers = " | ".join(
+            f"{x:.1e}" for x in (d["size"]["estimate"], d["gain"], d["detectable"])
+        )
+        lines.append(f"| {d['candidate']} | {d['of']} | {counts} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def unit(found: dict[str, Any]) -> str:
+    ratio = found["ratio"]
+    if ratio is None:
+        return found["why"]
+    return f"{ratio['estimate']:.2g} [{ratio['low']:.2g}, {ratio['high']:.2g}]"
 
 
 def markdown(claims: list[dict[str, Any]]) -> str:
@@ -184,7 +266,6 @@ def evidence_table(entries: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "evidence":
-        evidence(*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    {"evidence": evidence, "training": training}.get(sys.argv[1], partial(main, sys.argv[1]))(
+        *sys.argv[2:]
+    )
