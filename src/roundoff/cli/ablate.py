@@ -18,6 +18,7 @@ from roundoff.errors import UsageError
 from roundoff.metrics import Interval
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Value, normalise
+from roundoff.store.disk import check_writable
 
 __all__ = ["ablate_command"]
 
@@ -117,6 +118,7 @@ def _check(folder: Path) -> None:
     from roundoff.report.ablation import check_folder  # noqa: PLC0415 - imports the charts
 
     check_folder(folder)
+    check_writable(folder, folder=True)
 
 
 def _written(document: Mapping[str, Any], folder: Path) -> str:

@@ -13,7 +13,7 @@ from roundoff.attribution.explain import Explanation, SiteFinding, explain_subje
 from roundoff.cli.terminal import command_line, counting, messages, print_json, print_table
 from roundoff.operators import OPERATORS
 from roundoff.records import SubjectName
-from roundoff.store.disk import replace_file
+from roundoff.store.disk import check_writable, replace_file
 from roundoff.store.json import dumps
 from roundoff.subjects import resolve_subject
 
@@ -66,6 +66,10 @@ def explain_command(
     json:
         Print one JSON document on standard output.
     """
+    if output is not None:
+        check_writable(output)
+    if emit_to is not None:
+        check_writable(emit_to, folder=True)
     name = SubjectName("kernel", kernel, layout, seq_multiple)
     subject = resolve_subject(OPERATORS[operator], name)
     with counting("recipes tried") as tell:
@@ -87,6 +91,12 @@ def explain_command(
 
 
 def _show(found: Explanation) -> None:
+    console = messages()
+    for note in found.notes:
+        console.print(note, style="dim", soft_wrap=True, markup=False)
+    if found.residue.another:
+        print(f"{found.kernel} in {found.format.name}: {found.verdict}")
+        return
     print_table(
         f"{found.kernel} in {found.format.name}: {found.verdict}", _COLUMNS,
         [(name, _choice(site), _sure(site), site.doc) for name, site in found.sites.items()
@@ -94,7 +104,6 @@ def _show(found: Explanation) -> None:
     )  # fmt: skip
     idle = [name for name, site in found.sites.items() if site.idle]
     rest = found.residue
-    console = messages()
     if idle:
         console.print(f"no bit depends on: {', '.join(idle)}", style="dim", soft_wrap=True)
     console.print(

@@ -15,7 +15,16 @@ from roundoff.formats import Format, round_to
 from roundoff.operators.arithmetic import carrier
 from roundoff.registry import load
 
-__all__ = ["file_digest", "randn", "read_tensors", "sampled_rows", "split", "stored"]
+__all__ = ["check_seed", "file_digest", "randn", "read_tensors", "sampled_rows", "split", "stored"]
+
+
+MOST_SEED = 2**62
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` for a seed that generators, or a column of a table, cannot hold."""
+    if not 0 <= seed <= MOST_SEED:
+        raise UsageError(f"seed {seed}: expected a whole number from 0 to {MOST_SEED}")
 
 
 def split(inputs: str, default: float = 1.0) -> tuple[str, float]:
