@@ -5,7 +5,9 @@ from __future__ import annotations
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from roundoff.bench.sweep import identified
 from roundoff.cli.planned import show_plan
@@ -13,6 +15,7 @@ from roundoff.cli.running import Running, carry_out
 from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
 from roundoff.errors import UnsupportedError
 from roundoff.operators import OPERATORS
+from roundoff.operators.inputs import check_seed
 from roundoff.records import SCHEMA, Cell, SubjectName, Verdict
 from roundoff.store import Run
 from roundoff.store.json import canonical
@@ -29,7 +32,7 @@ def study_command(
     *,
     preset: str = "quick",
     seed: int = 0,
-    dry_run: bool = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     report: bool = True,
     running: Running = Running(),
 ) -> int:
@@ -53,6 +56,7 @@ def study_command(
         Write report.html and pictures beside the results.
     """
     study = STUDIES[name]
+    check_seed(seed)
     plan = study.plan(preset)
     plan = plan.model_copy(
         update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,7 +62,8 @@ def print_json(kind: str, document: Mapping[str, Any]) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to standard output.
 
-    A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded.
+    A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded, for
+    which the table becomes wider where it must.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
@@ -74,6 +76,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console = Console(width=_width(sys.stdout), highlight=False)
+    endless = console.options.update(width=10_000)
+    console.width = max(console.width, Measurement.get(console, endless, table).minimum)
     if title:  # a table's own title is folded to the table's width
         console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(table)
