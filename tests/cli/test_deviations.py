@@ -94,4 +94,6 @@ def test_long_names_are_shortened_and_not_folded(capsys):
     columns, lines = deviations(rows)
     assert [line[0].strip() for line in lines] == ["kernel:mine.py:a", *places[1:], long]
     print_table("", columns, lines)
-    assert len(capsys.readouterr().out.strip().splitlines()) == 2 + 4
+    shown = capsys.readouterr().out.split("\n")
+    for line in lines:
+        assert any(all(cell.strip() in row for cell in line) for row in shown)
