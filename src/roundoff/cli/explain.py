@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,7 +110,7 @@ def _show(found: Explanation) -> None:
     console.print(
         f"on natural inputs ({rest.elements} elements): match {rest.match:.4%}, "
         f"null {rest.null:.4%} (golden rounded once), lift {rest.lift:.4%}, "
-        f"order floor {rest.order_floor:.4%}; error {rest.err_ratio:.3g} times the recipe's, "
+        f"order floor {rest.order_floor:.4%}; {_size(rest.err_ratio)}, "
         f"gain {rest.gain:.2g} ± {rest.gain_se:.1g}",
         soft_wrap=True,
     )
@@ -118,6 +119,10 @@ def _show(found: Explanation) -> None:
             f"not deterministic: a second call repeats {rest.repeats:.4%} of the bits",
             style="yellow",
         )
+
+
+def _size(ratio: float) -> str:
+    return "both exact" if math.isnan(ratio) else f"error {ratio:.3g} times the recipe's"
 
 
 def _choice(site: SiteFinding) -> str:
