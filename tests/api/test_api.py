@@ -115,3 +115,41 @@ def test_autocast_does_not_touch_the_emulation() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = roundoff.emulate("torch-math", q, k, v)
     assert torch.equal(outside.out, inside.out)
+
+
+@pytest.mark.parametrize(
+    "function", [roundoff.golden, lambda *x, **g: roundoff.emulate("fa2", *x, **g)]
+)
+def test_arrays_are_refused_by_name(function) -> None:
+    q, k, v = tensors(torch.float32)
+    for name, given in (("q", (q.numpy(), k, v)), ("v", (q, k, v.tolist()))):
+        with pytest.raises(
+            UsageError, match=f"{name} is a (ndarray|list); expected a torch tensor"
+        ):
+            function(*given)
+    with pytest.raises(UsageError, match="mask is a ndarray; expected a torch tensor"):
+        function(q, k, v, mask=q.numpy())
+
+
+def test_what_is_no_tensor_and_no_function_is_refused() -> None:
+    with pytest.raises(UsageError, match="round_to takes a tensor, not a list"):
+        roundoff.round_to([1.0], "bf16")  # type: ignore[arg-type]
+    x = torch.ones(2, 2)
+    with pytest.raises(UsageError, match="the baseline is 'torch-math'; expected a function"):
+        roundoff.compare("torch-math", torch.softmax, x)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the candidate is 3; expected a function"):
+        roundoff.compare(torch.neg, 3, x)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="golden is 'exact'; expected a function, a tensor"):
+        roundoff.compare(torch.neg, torch.neg, x, golden="exact")  # type: ignore[arg-type]
+
+
+def test_what_a_kernel_is_declared_to_take() -> None:
+    from roundoff.kernels.declared import declared_by
+
+    @roundoff.kernel(formats="bfloat16", masks="causal")
+    def one(q, k, v, causal=False): ...
+
+    assert declared_by(one).limits.formats == ("bf16",)
+    assert declared_by(one).limits.masks == ("causal",)
+    with pytest.raises(UnknownNameError, match="unknown format 'bf17'; did you mean 'bf16'"):
+        roundoff.kernel(formats=("bf17",))

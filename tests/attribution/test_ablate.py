@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from roundoff.attribution.ablate import ablate
-from roundoff.errors import GoldenError, UnknownNameError, UnsupportedError, UsageError
+from roundoff.errors import GoldenError, KernelError, UnknownNameError, UnsupportedError, UsageError
 from roundoff.formats import FORMATS, get_format
 from roundoff.kernels.kernel import Kernel
 from roundoff.metrics import measure_deviation
@@ -235,6 +235,33 @@ def test_a_kernel_that_runs_here_is_explained_by_its_recipe():
     assert abs(found.outputs["out"].unexplained.estimate) < 0.02
 
 
+def test_a_function_is_a_kernel():
+    def exactly(q, k, v):
+        exact = torch.softmax(q.double() @ k.double().mT * q.shape[-1] ** -0.5, -1) @ v.double()
+        return exact.to(q.dtype)
+
+    found = small(exactly, recipe="torch-math")
+    assert (found.subject, found.recipe) == ("kernel:exactly", "torch-math")
+    assert found.outputs["out"].closes < 1e-12
+
+
+def test_what_is_not_explained_leads_where_it_is_most():
+    most = small(attention(1.01), recipe="torch-math").verdict
+    assert re.match(r"9\d %.* of the squared error of out is not explained by torch-math; ", most)
+    assert "causes" in most
+    fine = small(attention(1.0), recipe="paper-bf16").verdict
+    assert re.match(r"paper-bf16 has \d.* times the squared error of out, and does not ", fine)
+    assert small(attention(1.0), recipe="torch-math").verdict.startswith("output (")
+
+
+def test_a_broken_kernel_has_no_error_to_take_apart(monkeypatch):
+    monkeypatch.setattr("roundoff.attribution.ablate.Coalitions", None)  # told before any run
+    with pytest.raises(
+        KernelError, match="'scaled' is broken: 1024 of 1024 elements of out are NaN"
+    ):
+        small(attention(math.nan), recipe="torch-math")
+
+
 def test_choices_without_an_exact_one_are_swept():
     found = small("paper-bf16", questions=None, seeds=4)
     tiles = {s.answer: s for s in found.swept if s.question == "kv_tile"}
@@ -282,6 +309,9 @@ BAD = [
     ({"subject": "fa2", "format": "fp64"}, GoldenError, "cannot judge fp64"),
     ({"subject": "fa2", "permutations": 3}, UsageError, "even number"),
     ({"subject": "fa2", "seeds": 0}, UsageError, "at least one"),
+    ({"subject": "fa2", "seeds": [0, -1]}, UsageError, "seed -1: expected a whole number from 0"),
+    ({"subject": "fa2", "seeds": [10**23]}, UsageError, "expected a whole number from 0"),
+    ({"subject": lambda q, k, v: q}, UsageError, "'<lambda>' has no recipe of its name"),
     ({"subject": "fa2", "outputs": ["ot"]}, UnknownNameError, "'out'"),
     ({"subject": "fa2", "parameters": {"sq_len": 8}}, UnknownNameError, "seq_len"),
     ({"subject": 3}, UsageError, "cannot ablate a int"),

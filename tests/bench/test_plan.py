@@ -1,6 +1,8 @@
 """Plans: which cells come of them, and everything that is wrong with one at once."""
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from roundoff import bench
 from roundoff.bench.plan import Plan, Sweep, groups, make_plan, read_plan, seconds
@@ -35,7 +37,7 @@ class TestCells:
 
     def test_seeds_do_not_multiply_what_is_not_drawn(self, tmp_path):
         path = tmp_path / "x.safetensors"
-        path.write_bytes(b"never read as tensors here")
+        save_file({n: torch.zeros(1) for n in "qkv"}, path)
         axes = {"inputs": f"normal,file:{path}", "seq_len": 16}
 
         def seeds(**more):

@@ -12,6 +12,8 @@ KERNEL = """
 import torch
 def attention(q, k, v):
     return torch.softmax(q.float() @ k.float().mT * q.shape[-1] ** -0.5, -1).bfloat16() @ v
+def broken(q, k, v):
+    return attention(q, k, v) * float("nan")
 """
 
 BAD = {
@@ -24,6 +26,7 @@ BAD = {
     "fa2 --inputs norml": "--inputs 'norml': expected one of normal",
     "fa2 --tile 0": "--tile '0': expected a whole number of at least 1",
     "fa2 --seeds 0": "--seeds 0",
+    "fa2 --seed -1": "seed -1: expected a whole number from 0",
     "fa2 --permutations 5": "expected an even number of at least 2",
     "fa2 --of ot": "unknown output 'ot'; did you mean 'out'",
     "fa2 --recipe fa3": "'fa2' is a recipe already",
@@ -33,6 +36,8 @@ BAD = {
     "torch-softmax": "kernel 'torch-softmax' computes softmax, not attention",
     "torch-cpu-flash --format e4m3fn": "kernel 'torch-cpu-flash' does not take format e4m3fn",
     "fa2 -o user.py": "user.py is no folder",
+    "fa2 -o user.py/deeper": "cannot write user.py/deeper: Not a directory",
+    "user.py:broken --recipe torch-math": "kernel 'user.py:broken' is broken: 64 of 64 elements",
 }
 
 
@@ -51,6 +56,8 @@ def test_the_table_is_headed_by_the_verdict(inside):
     assert any(line.split()[0:1] == ["sum"] and "100 %" in line for line in lines)
     for word in ("restored", "interactions, all sites", "do not round here: q, k, v", "kv_tile"):
         assert word in out
+    assert "backward." not in out
+    assert "row or 64 and more (the same)" in out  # no tile is longer than the row of 64 keys
     assert err.rstrip().splitlines()[-1].startswith("again: roundoff")
 
 

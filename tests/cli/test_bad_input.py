@@ -43,8 +43,12 @@ BAD = {
     "--seq-multiple 0": "--seq-multiple: Input should be greater than or equal to 1",
     "--device gpu": "unknown device 'gpu'; expected cpu, cuda or cuda:<number>",
     "--device cuda:99": "device 'cuda:99' is not here",
-    "--jobs 0": "expected at least one slot",
-    "--timeout 0": "a timeout above 0",
+    "--seed 99999999999999999999999": "--seed: Input should be less than or equal to 46",
+    "--jobs 0": "--jobs 0: expected at least 1",
+    "--timeout 0": "--timeout 0: expected seconds above 0",
+    "--inputs file:nowhere.safetensors": "cannot read the inputs 'nowhere.safetensors': No such",
+    "--inputs file:user.py": "cannot read the inputs 'user.py': ",
+    "--inputs file:k.safetensors": "k.safetensors holds no q, v; expected tensors q, k, v",
     "--shard 3/2": "shard '3/2': expected i/n with i from 1 to n",
     "--shard half": "shard 'half': expected i/n",
     "--kernel torch-softmax": "kernel 'torch-softmax' computes softmax, not attention",
@@ -72,6 +76,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "user.py").write_text("def good(q, k, v):\n    return q\n")
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "bad.toml").write_text(BAD_PLAN)
+    save_file({"k": torch.zeros(1, 1, 8, 8)}, tmp_path / "k.safetensors")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "something").write_text("precious")
     monkeypatch.chdir(tmp_path)
@@ -102,6 +107,20 @@ def test_it_is_refused(place, capsys, asked):
     assert BAD[asked] in complaint(capsys, "bench", *given, *usual, *output)
     assert names(place) == before
     assert (place / "full" / "something").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [("user.py", "a file"), ("nowhere", "no such folder"), ("full", "an empty or foreign folder")],
+)
+def test_a_report_of_what_is_no_run(place, capsys, run, found):
+    text = complaint(capsys, "report", run)
+    assert f"{run} is no run: expected a folder with a manifest.json, found {found}" in text
+
+
+def test_a_study_from_no_seed(place, capsys):
+    text = complaint(capsys, "study", "flash-attention", "--seed", "-1")
+    assert "seed -1: expected a whole number from 0" in text
 
 
 def test_a_bad_plan_is_told_whole(place, capsys):

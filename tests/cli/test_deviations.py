@@ -6,6 +6,7 @@ import statistics
 import pytest
 
 from roundoff.cli.deviations import deviations, doubtful
+from roundoff.cli.terminal import print_table
 
 
 def row(gain, gain_se, seed):
@@ -75,3 +76,24 @@ def test_another_result_is_told_from_a_rounded_one():
     assert doubtful([good]) == []
     [text] = doubtful([good, bad])
     assert text.startswith("recipe:fa2: relative error 1.4")
+
+
+def test_what_is_not_finite_is_told():
+    good, bad = row(0, 0, 0), row(0, 0, 1)
+    bad["outputs"]["out"] |= {"rel_l2": math.nan, "nonfinite_new": 12}
+    [text] = doubtful([good, bad, bad])
+    assert text == "recipe:fa2: broken: 24 elements are NaN or infinite where golden is finite"
+
+
+def test_long_names_are_shortened_and_not_folded(capsys):
+    places = ["kernel:/a/long/way/to/mine.py:a", "kernel:x/y.py:f", "kernel:z/y.py:f"]
+    long = "kernel:" + "m" * 80 + ":f"
+    rows = [row(0, 0, 0) for _ in range(4)]
+    for one, place in zip(rows, [*places, long], strict=True):
+        one["cell"] |= {"candidate": place}
+    columns, lines = deviations(rows)
+    assert [line[0].strip() for line in lines] == ["kernel:mine.py:a", *places[1:], long]
+    print_table("", columns, lines)
+    shown = capsys.readouterr().out.split("\n")
+    for line in lines:
+        assert any(all(cell.strip() in row for cell in line) for row in shown)

@@ -38,12 +38,17 @@ def test_a_kernel_of_ones_own_as_json(inside, mine, folder):
 
 
 @pytest.mark.parametrize("option", ["--output", "--emit"])
-def test_a_place_that_cannot_be_written_gives_one_line(inside, folder, option):
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    inside, folder, option, monkeypatch
+):
+    monkeypatch.setattr("roundoff.cli.explain.explain_subject", None)
     (folder.path / "taken").write_text("")
-    asked = ("explain", "torch-softmax", "--operator", "softmax", option, "taken/here")
-    out, err = inside(*asked, status=2)
-    assert out == ""
-    assert "roundoff: cannot write taken" in err
+    asked = ("explain", "torch-softmax", "--operator", "softmax", option)
+    for place in ("taken/here", "taken/here/deeper", "." if option == "--output" else "taken"):
+        out, err = inside(*asked, place, status=2)
+        assert out == ""
+        assert err.startswith(f"roundoff: cannot write {place}: ")
+        assert err.count("\n") == 1
 
 
 def test_what_a_kernel_prints_is_not_in_the_document(inside, folder):
@@ -53,6 +58,15 @@ def test_what_a_kernel_prints_is_not_in_the_document(inside, folder):
     out, err = inside("explain", "loud.py:softmax", "--operator", "softmax", "--json")
     assert json.loads(out)["kernel"] == "loud.py:softmax"
     assert "here I am" in err
+
+
+def test_a_kernel_that_computes_something_else_has_no_table(inside, folder):
+    (folder.path / "zero.py").write_text("def softmax(x):\n    return 0 * x.float()\n")
+    out, err = inside("explain", "zero.py:softmax", "--operator", "softmax")
+    assert out.startswith("zero.py:softmax in fp32: another result, not rounding: ")
+    assert out.count("\n") == 1
+    assert "not in bf16: returned y as torch.float32" in err
+    assert "again: roundoff" in err
 
 
 def test_the_table(inside):
@@ -72,10 +86,14 @@ def test_the_table(inside):
         (["torch-math", "--operator", "softmax"], "computes attention, not softmax"),
         (["torch-math", "--operator", "sofmax"], "did you mean 'softmax'"),
         (["torch-math-reduced", "--format", "fp32"], "took none of the probes in fp32"),
+        (["torch-math", "--format", "e4m3fn"], "the probes come in bf16, fp16, fp32"),
+        (["torch-math", "--seed", "-1"], "seed -1: expected a whole number from 0"),
+        (["torch-mth", "-o", "new/here.json"], "did you mean 'torch-math'"),
     ],
 )
-def test_bad_input_gives_one_line(inside, arguments, message):
+def test_bad_input_gives_one_line(inside, folder, arguments, message):
     out, err = inside("explain", *arguments, status=2)
     assert out == ""
     assert message in err
     assert err.strip().count("\n") == 0
+    assert not list(folder.path.iterdir())

@@ -13,15 +13,16 @@ from typing import Any
 
 from roundoff.attribution.ablation import Ablation
 from roundoff.attribution.coalitions import Coalitions
-from roundoff.attribution.measured import Measured, against, measured, visits
+from roundoff.attribution.measured import Measured, against, kernel_outputs, measured, visits
 from roundoff.attribution.shapley import is_small
-from roundoff.attribution.subject import Ablated, ablated
+from roundoff.attribution.subject import ablated
 from roundoff.attribution.summary import output_shares
 from roundoff.attribution.sweep import Swept, beside_sites, sweep
 from roundoff.errors import GoldenError, UnknownNameError, UnsupportedError, UsageError
 from roundoff.formats import Format, get_format
 from roundoff.metrics import GOLDEN_MARGIN
 from roundoff.operators import OPERATORS
+from roundoff.operators.inputs import check_seed
 from roundoff.operators.protocol import Operator, Outputs, Question, Value
 
 __all__ = ["Tell", "ablate"]
@@ -49,17 +50,18 @@ def ablate(
     """Which rounding site of a recipe causes which share of its deviation from golden.
 
     `subject` is a recipe or a kernel, by value or by name (`recipe:NAME` where a kernel has the
-    name too); a kernel is ablated through the recipe of its name, or through `recipe`, and what
-    that does not explain is a part of its own. The squared error is summed over `rows` sampled
-    rows (None: all) of inputs drawn by `parameters`, once for each of `seeds`; the Shapley
-    values take `permutations` orders of the sites for each, or all coalitions where these are
-    no more. `outputs` are those of the operator to take apart (default: all but statistics of
-    rows). `questions` are choices without an exact one, whose answers are tried in turn
-    (default: those of the operator that are not about a site).
+    name too), or a function, which is a kernel as in `explain`. A kernel is ablated through the
+    recipe of its name, or through `recipe`, and what that does not explain is a part of its own.
+    The squared error is summed over `rows` sampled rows (None: all) of inputs drawn by
+    `parameters`, once for each of `seeds`; the Shapley values take `permutations` orders of the
+    sites for each, or all coalitions where these are no more. `outputs` are those of the operator
+    to take apart (default: all but statistics of rows). `questions` are choices without an exact
+    one, whose answers are tried in turn (default: those of the operator that are not about a site).
 
     Raises `UnknownNameError` for unknown names, `UnsupportedError` where a recipe gives NaN or
-    infinities or a kernel does not take the problem, `GoldenError` for a format that float64
-    cannot judge, `UsageError` for a kernel without a recipe.
+    infinities or a kernel does not take the problem, `KernelError` where a kernel gives them,
+    `GoldenError` for a format that float64 cannot judge, `UsageError` for a kernel without a
+    recipe.
 
     >>> found = ablate("all-bf16", operator="softmax", parameters={"length": 64}, rows=8, seeds=2)
     >>> list(found.shares)[:2]
@@ -79,6 +81,10 @@ def ablate(
         raise UnsupportedError(f"kernel {what.kernel.kernel.name!r} does not take {reason}")
     what = replace(what, recipe=chosen.settled(what.recipe, problems[0]))
     truths = [chosen.golden(problem)[0] for problem in problems]
+    theirs = [
+        None if what.kernel is None else kernel_outputs(what.kernel, problem, golden)
+        for problem, golden in zip(problems, truths, strict=True)
+    ]
     names = _names(chosen, truths[0], outputs)
     steps = _Steps(tell)
     games = [
@@ -88,8 +94,8 @@ def ablate(
     active = _active(games, steps)
     steps.expect(len(games) * visits(len(active), permutations))
     found = [
-        _one(game, what, active, permutations, seed)
-        for game, seed in zip(games, draws, strict=True)
+        _one(game, kernel, active, permutations, seed)
+        for game, kernel, seed in zip(games, theirs, draws, strict=True)
     ]
     asked = chosen.questions(storage) if questions is None else questions
     swept = _swept(games, beside_sites(what.recipe, asked), steps)
@@ -111,8 +117,10 @@ def _check(storage: Format, seeds: Sequence[int], permutations: int) -> None:
         raise GoldenError(
             f"golden is float64 and cannot judge {storage.name}; choose a narrower format"
         )
-    if not seeds or min(seeds) < 0:
-        raise UsageError(f"seeds are {list(seeds)}; expected at least one, none below 0")
+    if not seeds:
+        raise UsageError("seeds are []; expected at least one")
+    for seed in seeds:
+        check_seed(seed)
     if permutations < 2 or permutations % 2:
         raise UsageError(
             f"permutations are {permutations}; expected an even number of at least 2, "
@@ -138,13 +146,13 @@ def _active(games: Sequence[Coalitions], steps: _Steps) -> tuple[str, ...]:
 
 
 def _one(
-    game: Coalitions, what: Ablated, active: Sequence[str], permutations: int, seed: int
+    game: Coalitions, kernel: Outputs | None, active: Sequence[str], permutations: int, seed: int
 ) -> Measured:
-    recipe, _ = game.operator.run(what.recipe, game.problem)
+    recipe, _ = game.operator.run(game.recipe, game.problem)
     found = measured(game, active, permutations, seed, game.values(recipe))
-    if what.kernel is None:
+    if kernel is None:
         return found
-    return replace(found, against=against(game, what.kernel, recipe))
+    return replace(found, against=against(game, kernel, recipe))
 
 
 def _swept(

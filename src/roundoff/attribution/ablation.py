@@ -56,6 +56,7 @@ class OutputShares:
     """
 
     name: str
+    recipe: str
     rmse: Interval
     gain: Interval
     sites: tuple[SiteShare, ...]
@@ -83,7 +84,10 @@ class OutputShares:
 
     @property
     def verdict(self) -> str:
-        """One sentence: the site that causes most, with its interval."""
+        """One sentence: the site that causes most, with its interval.
+
+        What the recipe does not explain of a kernel comes first where it is more.
+        """
         return _sentence(self)
 
     @property
@@ -194,6 +198,16 @@ def _rounded(share: float) -> str:
     return "0.0" if text == "-0.0" else text
 
 
+def _unexplained(found: OutputShares, rest: Interval) -> str:
+    if rest.estimate > 0:
+        whole = f"{percent(rest)} of the squared error of {found.name}"
+        return f"{whole} is not explained by {found.recipe}"
+    return (
+        f"{found.recipe} has {1.0 - rest.estimate:.3g} times the squared error of {found.name}, "
+        "and does not explain it"
+    )
+
+
 def _sentence(found: OutputShares) -> str:
     first = max(found.sites, key=lambda site: site.share.estimate, default=None)
     if first is None or not first.rounds:
@@ -202,6 +216,9 @@ def _sentence(found: OutputShares) -> str:
         f"{first.name} ({first.doc}) in {first.choice} causes {percent(first.share)} "
         f"of the squared error of {found.name}"
     )
+    rest = found.unexplained
+    if rest is not None and abs(rest.estimate) > first.share.estimate:
+        return f"{_unexplained(found, rest)}; {first.name} causes {percent(first.share)}"
     share = found.gain_shares[first.name]
     if math.isnan(share):
         return f"{words}, whose gain cannot be told from 0"

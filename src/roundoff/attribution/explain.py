@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 
-from roundoff.attribution.residue import Residue, judge, measure_residue
+from roundoff.attribution.residue import Natural, Residue, judge, measure_residue, natural
 from roundoff.attribution.search import Search, Standing
 from roundoff.attribution.witness import Witness, witnesses
 from roundoff.errors import KernelError, UsageError
 from roundoff.formats import Format, get_format
 from roundoff.kernels.user import function_kernel
 from roundoff.operators import OPERATORS
+from roundoff.operators.inputs import check_seed
 from roundoff.operators.protocol import Label, Question
 from roundoff.records import SubjectName
 from roundoff.subjects import KernelSubject, RecipeSubject, Subject, resolve_subject
@@ -24,6 +25,8 @@ __all__ = ["Explanation", "SiteFinding", "explain", "explain_subject"]
 
 Confidence = Literal["certain", "likely", "undecidable"]
 FORMATS_TRIED = "bf16", "fp16", "fp32"
+"""Those that the probes are laid out in: narrower ones cannot hold them, and of fp64 golden, which
+is float64, is no judge."""
 STARTS = 2
 ALL_BITS = 0.9998
 """The mean share of bits that ends the search."""
@@ -75,6 +78,8 @@ class Explanation:
 
     `near` is the recipe of the catalogue that is next to it, with the `sites` at which they
     differ in `changes`. Match, null, lift and order floor are shares of bits on natural inputs.
+    Of a kernel that computes something else `sites` and `probes` are empty: it is held against
+    one recipe, and none is looked for. `notes` say which formats were tried before, and why not.
     """
 
     kernel: str
@@ -87,6 +92,7 @@ class Explanation:
     probes: Mapping[str, float]
     residue: Residue
     verdict: str
+    notes: tuple[str, ...] = ()
 
     @property
     def match(self) -> float:
@@ -106,6 +112,7 @@ class Explanation:
             "changes": dict(self.changes),
             "sites": {name: site.to_record() for name, site in self.sites.items()},
             **self.residue.to_record(), "probes": dict(self.probes), "verdict": self.verdict,
+            "notes": list(self.notes),
         }  # fmt: skip
 
 
@@ -135,8 +142,8 @@ def explain(
     `format` is that of the inputs; by default the first of bf16, fp16, fp32 that it takes. It
     runs on `threads` threads.
 
-    Errors: `KernelError` if it takes none of the probes, or computes something else;
-    `UnknownNameError` for names that are not known.
+    Errors: `KernelError` if it takes none of the probes; `UnknownNameError` for names that are not
+    known, and `UsageError` for another format, for a seed below 0 and for no threads.
 
     >>> import torch
     >>> def softmax(x):
@@ -149,8 +156,10 @@ def explain(
     chosen = OPERATORS[operator]
     if isinstance(kernel, str):
         subject = resolve_subject(chosen, SubjectName.parse(kernel))
-    else:
+    elif callable(kernel):
         subject = KernelSubject(chosen, function_kernel(kernel, operator))
+    else:
+        raise UsageError(f"cannot explain {kernel!r}: expected a function or a name")
     return explain_subject(subject, format=format, seed=seed, threads=threads)
 
 
@@ -170,10 +179,16 @@ def explain_subject(
     if isinstance(subject, RecipeSubject):
         name = subject.recipe.name
         raise UsageError(f"recipe:{name} is a recipe, which explains itself; expected a kernel")
+    check_seed(seed)
+    if threads < 1:
+        raise UsageError(f"threads are {threads}: expected at least 1")
     with _on(threads):
-        format, found = _asked(subject, format, seed=seed, device=device)
+        format, found, notes = _asked(subject, format, seed=seed, device=device)
+        seen = natural(subject, format, seed, device=device)
+        if seen.another:
+            return _hopeless(subject, seen, notes)
         search = Search(subject.operator, subject.operator.questions(format), found, tell)
-        return _explained(subject, search, format, seed=seed, device=device)
+        return _explained(subject, search, seen, notes)
 
 
 @contextlib.contextmanager
@@ -186,40 +201,56 @@ def _on(threads: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
+def _hopeless(subject: KernelSubject, seen: Natural, notes: tuple[str, ...]) -> Explanation:
+    """A kernel that computes something else, beside the first recipe of the catalogue."""
+    recipe = next(iter(subject.operator.recipes.values()))
+    residue = measure_residue(subject, recipe, seen)
+    return Explanation(
+        subject.kernel.name, subject.operator.name, seen.problem.format, recipe, recipe.name, {},
+        {}, {}, residue, seen.another, notes,
+    )  # fmt: skip
+
+
 def _explained(
-    subject: KernelSubject, search: Search, format: Format, *, seed: int, device: str
+    subject: KernelSubject, search: Search, seen: Natural, notes: tuple[str, ...]
 ) -> Explanation:
     name, recipe = subject.kernel.name, _best(search)
     sites = {q.name: _finding(search, recipe, q) for q in search.questions}
     near, changes = _nearest(search, sites)
     recipe = replace(recipe, name=f"explains-{name}", doc=f"what explains {name}", known="defined")
-    residue = measure_residue(subject, recipe, format, seed, device=device)
-    if residue.another:  # the nearest recipe of another function is no finding about this one
-        sites = {
-            name: replace(site, confidence=_at_most_likely(site)) for name, site in sites.items()
-        }
+    residue = measure_residue(subject, recipe, seen)
     return Explanation(
-        name, subject.operator.name, format, recipe, near, changes, sites,
+        name, subject.operator.name, seen.problem.format, recipe, near, changes, sites,
         {w.probe.name: search.share(at, recipe) for at, w in enumerate(search.witnesses)},
-        residue, judge(residue, in_words(near, changes)),
+        residue, judge(residue, in_words(near, changes)), notes,
     )  # fmt: skip
 
 
 def _asked(
     subject: KernelSubject, wanted: str | Format | None, *, seed: int, device: str
-) -> tuple[Format, list[Witness]]:
-    """The format, and what the kernel gives on its probes."""
-    formats = FORMATS_TRIED if wanted is None else (wanted,)
-    for format in map(get_format, formats):
-        probes = subject.operator.probes(format, seed)
-        found = witnesses(subject, probes, device=device)
-        if found:
-            return format, found
+) -> tuple[Format, list[Witness], tuple[str, ...]]:
+    """The format, what the kernel gives on its probes, and why not in the formats before it."""
     name = subject.kernel.name
-    raise KernelError(
-        f"kernel {name!r} took none of the probes in {' or '.join(map(str, formats))}; "
-        f"`roundoff bench --kernel {name}` shows why"
-    )
+    wrong: dict[str, str] = {}
+    for format in _formats(wanted):
+        found, why = witnesses(subject, subject.operator.probes(format, seed), device=device)
+        if found:
+            return format, found, tuple(f"not in {f}: {said}" for f, said in wrong.items())
+        wrong[format.name] = why.removeprefix(f"kernel {name!r} ")
+    said = "; ".join(dict.fromkeys(wrong.values()))
+    raise KernelError(f"kernel {name!r} took none of the probes in {' or '.join(wrong)}: {said}")
+
+
+def _formats(wanted: str | Format | None) -> list[Format]:
+    if wanted is None:
+        return [get_format(name) for name in FORMATS_TRIED]
+    format = get_format(wanted)
+    if format.name not in FORMATS_TRIED:
+        raise UsageError(
+            f"cannot explain in {format.name}: the probes come in {', '.join(FORMATS_TRIED)}, "
+            "since narrower formats cannot hold them, and golden cannot judge fp64"
+        )
+    return [format]
 
 
 def _best(search: Search) -> Any:
@@ -244,10 +275,6 @@ def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:
     sure = all(_is_clear(s) for s in standings)
     confidence: Confidence = "undecidable" if equals else "certain" if sure else "likely"
     return SiteFinding(question.doc, question.label(recipe), confidence, equals, tuple(standings))
-
-
-def _at_most_likely(site: SiteFinding) -> Confidence:
-    return "likely" if site.confidence == "certain" else site.confidence
 
 
 def _is_clear(standing: Standing) -> bool:

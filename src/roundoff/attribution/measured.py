@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from roundoff.attribution.coalitions import ERROR, Coalitions, figures
 from roundoff.attribution.shapley import Steps, antithetic, exact, is_small, steps
-from roundoff.operators.protocol import Outputs
+from roundoff.errors import KernelError
+from roundoff.operators.protocol import Outputs, Problem
 from roundoff.subjects import KernelSubject
 
-__all__ = ["Against", "Measured", "against", "measured", "visits"]
+__all__ = ["Against", "Measured", "against", "kernel_outputs", "measured", "visits"]
 
 Array = NDArray[np.float64]
 
@@ -83,9 +84,20 @@ def measured(
     )
 
 
-def against(game: Coalitions, kernel: KernelSubject, recipe: Outputs) -> Against:
-    """Run a kernel on the game's problem; it may lack some outputs."""
-    found = kernel.run(game.problem, game.golden).outputs
+def kernel_outputs(kernel: KernelSubject, problem: Problem, golden: Outputs) -> Outputs:
+    """What a kernel gives; `KernelError` where that is not finite and golden is."""
+    found = kernel.run(problem, golden).outputs
+    for name, x in found.items():
+        if lost := int((~x.isfinite() & golden[name].isfinite()).sum()):
+            raise KernelError(
+                f"kernel {kernel.kernel.name!r} is broken: {lost} of {x.numel()} elements of "
+                f"{name} are NaN or infinite where golden is finite; that is no error of rounding"
+            )
+    return found
+
+
+def against(game: Coalitions, found: Outputs, recipe: Outputs) -> Against:
+    """A kernel's outputs on the game's problem, which may lack some."""
     names = tuple(name for name in game.names if name in found)
     own = figures(game.golden, found, names)
     apart = figures(found, recipe, names)

@@ -16,7 +16,7 @@ from roundoff.metrics import Deviation, measure_deviation
 from roundoff.operators.protocol import Operator, Problem
 from roundoff.subjects import Subject
 
-__all__ = ["Residue", "judge", "measure_residue"]
+__all__ = ["Natural", "Residue", "judge", "measure_residue", "natural"]
 
 SURE, SLIGHT = 6.0, 1e-5
 """Standard errors beyond which a gain is no accident, and the gain up to which it is no matter."""
@@ -46,15 +46,44 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Natural:
+    """A kernel on natural inputs: the problem, golden there, its output, and how far that is."""
+
+    problem: Problem
+    golden: Tensor
+    kernel: Tensor
+    deviation: Deviation
+
+    @property
+    def another(self) -> str:
+        """Why the kernel's output is no rounded one at all; empty where it may be."""
+        return _another(self.deviation.nonfinite_new, self.kernel.numel(), self.deviation.rel_l2)
+
+
+def _another(nonfinite: int, elements: int, rel_l2: float) -> str:
+    if nonfinite:
+        return (
+            f"broken: {nonfinite} of {elements} elements are NaN or infinite where golden is finite"
+        )
+    if rel_l2 > OTHER_RESULT:
+        return (
+            f"another result, not rounding: relative error {rel_l2:.2g}; are the layout, "
+            "the scale and the mask right?"
+        )
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
 class Residue:
     """A kernel beside its recipe and golden, pooled over natural inputs.
 
     `match` is the share of the kernel's bits that the recipe gives, `null` the share that
     golden rounded once gives, `lift` = (match - null) / (1 - null), `order_floor` what the
     recipe keeps of its own bits when its sums run backwards. `err_ratio` is the kernel's rmse
-    over the recipe's; `gain` = <d, g> / <g, g> of their difference d, with its standard error;
-    `repeats` the share of bits that a second call gives again; `rel_l2` the kernel's own relative
-    error, and `nonfinite` its elements that are NaN or infinite where golden is not.
+    over the recipe's (NaN where both are exact); `gain` = <d, g> / <g, g> of their difference d,
+    with its standard error; `repeats` the share of bits that a second call gives again; `rel_l2`
+    the kernel's own relative error, and `nonfinite` its elements that are NaN or infinite where
+    golden is not.
     """
 
     match: float
@@ -72,18 +101,8 @@ class Residue:
 
     @property
     def another(self) -> str:
-        """Why the kernel's output is no rounded attention at all; empty where it may be."""
-        if self.nonfinite:
-            return (
-                f"broken: {self.nonfinite} of {self.elements} elements are NaN or infinite where "
-                "golden is finite"
-            )
-        if self.rel_l2 > OTHER_RESULT:
-            return (
-                f"another result, not rounding: relative error {self.rel_l2:.2g}; are the layout, "
-                "the scale and the mask right?"
-            )
-        return ""
+        """As `Natural.another`."""
+        return _another(self.nonfinite, self.elements, self.rel_l2)
 
     def to_record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -91,43 +110,47 @@ class Residue:
         return {name: getattr(self, name) for name in names}
 
 
-def measure_residue(
-    subject: Subject, recipe: Any, format: Format, seed: int, *, device: str = "cpu"
-) -> Residue:
-    """Run the kernel and its recipe on natural inputs; raises `KernelError` if it takes none."""
-    problem, kernel = _natural(subject, format, seed, device)
-    operator = subject.operator
+def measure_residue(subject: Subject, recipe: Any, seen: Natural) -> Residue:
+    """Run the recipe on the natural inputs that the kernel was seen on, and the kernel again."""
+    problem, golden, kernel, theirs = seen.problem, seen.golden, seen.kernel, seen.deviation
+    operator, format = subject.operator, problem.format
     output = operator.outputs[0]
-    golden = operator.golden(problem)[0][output]
 
     def emulated(other: Any) -> Tensor:
         return operator.run(other, problem)[0][output].double()
 
     ours = emulated(recipe)
     match, null = (_share(x, kernel) for x in (ours, round_to(golden, format).double()))
-    theirs, mine = (_deviation(operator, golden, x, format) for x in (kernel, ours))
+    mine = _deviation(operator, golden, ours, format)
     apart = _deviation(operator, golden, golden + (kernel - ours), format)
     return Residue(
         match, null, (match - null) / (1.0 - null) if null < 1.0 else math.nan,
         _share(emulated(operator.reordered(recipe)), ours),
-        theirs.rmse / mine.rmse if mine.rmse else math.nan, apart.gain, apart.gain_se,
+        _ratio(theirs.rmse, mine.rmse), apart.gain, apart.gain_se,
         _share(testify(subject, problem), kernel),
         theirs.rel_l2, theirs.nonfinite_new, kernel.numel(),
         Example(problem.inputs, golden, ours, kernel, operator.row_axes[output]),
     )  # fmt: skip
 
 
-def _natural(subject: Subject, format: Format, seed: int, device: str) -> tuple[Problem, Tensor]:
-    """The first natural problem that the kernel takes, and its output there."""
+def natural(subject: Subject, format: Format, seed: int, *, device: str = "cpu") -> Natural:
+    """The kernel on the first natural inputs that it takes; `KernelError` if it takes none."""
     operator = subject.operator
     refused: list[str] = []
     for given in operator.natural():
         problem = operator.draw(operator.settle(given), format, seed).to(device)
         try:
-            return problem, testify(subject, problem)
+            kernel = testify(subject, problem)
         except (KernelError, UnsupportedError) as error:
             refused.append(str(error))
+        else:
+            golden = operator.golden(problem)[0][operator.outputs[0]]
+            return Natural(problem, golden, kernel, _deviation(operator, golden, kernel, format))
     raise KernelError(f"the kernel takes no natural inputs in {format.name}: {refused[0]}")
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.inf if a else math.nan
 
 
 def _share(a: Tensor, b: Tensor) -> float:
@@ -158,6 +181,8 @@ def judge(residue: Residue, recipe: str) -> str:
         )
     if 1.0 - residue.match <= FLOORS * (1.0 - residue.order_floor) + SPARE:
         return f"explained by {recipe}"
-    if not residue.err_ratio <= LARGER:
+    if residue.err_ratio == math.inf:
+        return f"not explained: it rounds where {recipe} is exact"
+    if residue.err_ratio > LARGER:
         return f"{residue.err_ratio:.2g} times larger than any recipe explains"
     return f"partly explained by {recipe}: {residue.match:.2%} of its bits, and errors of its size"

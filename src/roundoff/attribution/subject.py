@@ -8,6 +8,7 @@ from typing import Any
 from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
 from roundoff.kernels import KERNELS, kernels_of
 from roundoff.kernels.kernel import Kernel
+from roundoff.kernels.user import function_kernel
 from roundoff.operators.protocol import Operator
 from roundoff.records import SubjectName
 from roundoff.subjects import KernelSubject, resolve_subject
@@ -32,10 +33,12 @@ class Ablated:
 
 
 def ablated(operator: Operator, subject: Any, *, recipe: str | None = None) -> Ablated:
-    """The recipe or kernel that `subject` means, by value or by name.
+    """The recipe or kernel that `subject` means, by value or by name, or the function.
 
     A kernel that cannot run here is ablated as its recipe alone, with a note that says so.
     """
+    if callable(subject) and not hasattr(subject, "sites"):
+        subject = function_kernel(subject, operator.name)
     if isinstance(subject, Kernel):
         return Ablated(_recipe_of(operator, subject.name, recipe), KernelSubject(operator, subject))
     if not isinstance(subject, str | SubjectName):

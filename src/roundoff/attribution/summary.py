@@ -42,7 +42,7 @@ def output_shares(
     sites = tuple(_site(site, storage, found, totals, at, share) for site in recipe.sites())
     kernels = [m.against for m in found if m.against is not None and name in m.against.figures]
     return OutputShares(
-        name=name,
+        name=name, recipe=recipe.name,
         rmse=t_interval(math.sqrt(total / elements) for total in totals),
         gain=t_interval(float(values[GAIN]) for values in own),
         sites=sites,

@@ -35,18 +35,31 @@ def testify(subject: Subject, problem: Problem) -> Tensor:
     return subject.run(problem, golden).outputs[operator.outputs[0]].double()
 
 
-def witnesses(subject: Subject, probes: Iterable[Probe], *, device: str = "cpu") -> list[Witness]:
-    """What the kernel gives on each probe that it takes in some shape; the others are left out."""
+def witnesses(
+    subject: Subject, probes: Iterable[Probe], *, device: str = "cpu"
+) -> tuple[list[Witness], str]:
+    """What the kernel gives on each probe that it takes in some shape; the others are left out.
+
+    And why it did not take the first that it did not take; a failure counts before a refusal.
+    One that fails in all shapes of a probe that it does not refuse is not asked again.
+    """
     found: list[Witness] = []
+    failed: list[str] = []
+    refused: list[str] = []
     for probe in probes:
         for make in probe.problems:
             problem = make().to(device)
             try:
                 found.append(Witness(probe, problem, testify(subject, problem)))
-            except (KernelError, UnsupportedError):
-                continue
+            except KernelError as error:
+                failed.append(str(error))
+            except UnsupportedError as error:
+                refused.append(str(error))
+            else:
+                break
+        if failed and not found:
             break
-    return found
+    return found, next(iter((*failed, *refused)), "")
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:

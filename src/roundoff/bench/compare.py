@@ -88,9 +88,9 @@ def compare(
     number independent clusters, for standard errors.
 
     NaN and infinities in an output are counted, not dropped (see `measure_deviation`).
-    Errors: `KernelError` for an output that is no floating-point tensor or has another
-    shape than the baseline's; `GoldenError` where golden has another shape, or is not
-    much finer than the candidate's format: it then cannot judge it.
+    Errors: `UsageError` for what is no function; `KernelError` for an output that is no
+    floating-point tensor or has another shape than the baseline's; `GoldenError` where golden
+    has another shape, or is not much finer than the candidate's format: it then cannot judge it.
 
     >>> import torch
     >>> x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -101,6 +101,11 @@ def compare(
     >>> found.err_ratio > 1.5, found.baseline.rmse == found.floor.rmse
     (True, True)
     """
+    for role, function in (("baseline", baseline), ("candidate", candidate)):
+        if not callable(function):
+            raise UsageError(f"the {role} is {function!r}; expected a function of the inputs")
+    if golden is not None and not isinstance(golden, Tensor) and not callable(golden):
+        raise UsageError(f"golden is {golden!r}; expected a function, a tensor or None")
     if not any(_is_float(x) for x in inputs):
         raise UsageError("compare needs a floating-point tensor among its inputs")
     base = _output("baseline", baseline, inputs)

@@ -25,6 +25,7 @@ from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import FORMATS, Format, get_format
 from roundoff.kernels import KERNELS, kernels_of
 from roundoff.operators import OPERATORS
+from roundoff.operators.inputs import MOST_SEED
 from roundoff.operators.protocol import Operator, Value, normalise, parse_axis
 from roundoff.records import Cell, SubjectName
 
@@ -67,7 +68,7 @@ class Sweep(BaseModel):
     formats: Texts = Field(default=("bf16",), min_length=1)
     axes: dict[str, Texts] = Field(default_factory=dict[str, Texts])
     seeds: int = Field(default=5, ge=1)
-    first_seed: int = Field(default=0, ge=0)
+    first_seed: int = Field(default=0, ge=0, le=MOST_SEED)
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
     layout: Literal["bhsd", "bshd"] | None = None

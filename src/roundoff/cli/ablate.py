@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from roundoff.errors import UsageError
 from roundoff.metrics import Interval
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Value, normalise
+from roundoff.store.disk import check_writable
 
 __all__ = ["ablate_command"]
 
@@ -75,8 +76,8 @@ def ablate_command(
     json:
         Print one JSON document on standard output, and messages on standard error.
     """
-    if seeds < 1 or seed < 0:
-        raise UsageError(f"--seeds {seeds} --seed {seed}: expected at least one, from 0 on")
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: expected at least 1")
     if output is not None:
         _check(output)
     given = {name.replace("-", "_"): text for name, text in parameters.items()}
@@ -117,6 +118,7 @@ def _check(folder: Path) -> None:
     from roundoff.report.ablation import check_folder  # noqa: PLC0415 - imports the charts
 
     check_folder(folder)
+    check_writable(folder, folder=True)
 
 
 def _written(document: Mapping[str, Any], folder: Path) -> str:
@@ -181,7 +183,7 @@ def _line(site: SiteShare, of_gain: float) -> Line:
 
 def _interactions(shares: OutputShares) -> str:
     """The idle sites, and which sites do more or less together than each alone."""
-    idle = ", ".join(site.name for site in shares.sites if not site.rounds)
+    idle = ", ".join(_idle(shares.sites))
     pairs = sorted(shares.pairs.items(), key=lambda item: -abs(item[1].estimate))
     told = [
         f"{a} with {b} {percent(value)}"
@@ -198,6 +200,14 @@ def _interactions(shares: OutputShares) -> str:
     return "\n".join(_folded(lines))
 
 
+def _idle(sites: Sequence[SiteShare]) -> Iterator[str]:
+    """The sites that do not round; of the backward pass only where it is run."""
+    backward = any(site.rounds and site.name.startswith("backward.") for site in sites)
+    for site in sites:
+        if not site.rounds and (backward or not site.name.startswith("backward.")):
+            yield site.name
+
+
 def _folded(lines: Iterable[str]) -> Iterator[str]:
     import textwrap  # noqa: PLC0415
 
@@ -207,21 +217,32 @@ def _folded(lines: Iterable[str]) -> Iterator[str]:
 
 def _show_swept(found: Ablation) -> None:
     name = next(iter(found.outputs))
-    rows: dict[str, list[str]] = {}
+    rows: dict[str, list[Swept]] = {}
     for swept in found.swept:
-        rows.setdefault(swept.question, []).append(_answer(swept, name))
+        rows.setdefault(swept.question, []).append(swept)
     print_table(
         f"choices without an exact one: squared error of {name} over the recipe's",
         ["choice", "each answer alone"],
-        [(question, ", ".join(answers)) for question, answers in rows.items()],
+        [(question, ", ".join(_answers(answers, name))) for question, answers in rows.items()],
     )
+
+
+def _answers(answers: Sequence[Swept], name: str) -> Iterator[str]:
+    """Each answer that differs from the recipe's, and those that do not together."""
+    yield from (_answer(swept, name) for swept in answers if not swept.same)
+    same = [swept.answer for swept in answers if swept.same]
+    longer = sorted(answer for answer in same if isinstance(answer, int))
+    others = [s.answer for s in answers if isinstance(s.answer, int) and not s.same]
+    if len(longer) > 2 and longer[0] > max(others, default=0):
+        same = [answer for answer in same if not isinstance(answer, int)]
+        same.append(f"{longer[0]} and more")
+    if same:
+        yield f"{' or '.join(map(str, same))} (the same)"
 
 
 def _answer(swept: Swept, name: str) -> str:
     if swept.refused:
         return f"{swept.answer} not possible"
-    if swept.same:
-        return f"{swept.answer} (the same)"
     return f"{swept.answer} {swept.ratios[name].estimate:.2f}x"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +34,7 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     the mean over seeds, its error from their spread (of one seed: from its heads); `match` is
     the share of bits equal to the baseline's. NaN and infinity are shown as such.
     """
-    names = varied(rows)
+    names, labels = varied(rows), _labels({row["cell"]["candidate"] for row in rows})
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         by_candidate = groups.setdefault(point(row, names), {})
@@ -41,24 +43,37 @@ def deviations(rows: Sequence[Row]) -> tuple[list[str], list[tuple[str, ...]]]:
     for at, by_candidate in groups.items():
         lines += [(at, *[""] * len(COLUMNS))] if names else []
         for candidate, members in by_candidate.items():
-            lines += _lines(candidate, members)
-    return ["candidate", *COLUMNS], lines
+            lines += _lines(labels[candidate], members)
+    return ["candidate!", *COLUMNS], lines
 
 
 def doubtful(rows: Sequence[Row]) -> list[str]:
-    """A line for each candidate whose output is another result than golden, not a rounded one."""
+    """A line for each candidate whose output is not finite, or another result than golden."""
     found: dict[str, float] = {}
+    broken: dict[str, int] = {}
     for row in rows:
+        name = row["cell"]["candidate"]
         for output in _shown(row):
             error = row["outputs"][output].get("rel_l2", 0.0)
             if error > OTHER_RESULT:
-                name = row["cell"]["candidate"]
                 found[name] = max(error, found.get(name, 0.0))
+            if lost := row["outputs"][output].get("nonfinite_new", 0):
+                broken[name] = broken.get(name, 0) + lost
     return [
+        f"{name}: broken: {lost} elements are NaN or infinite where golden is finite"
+        for name, lost in broken.items()
+    ] + [
         f"{name}: relative error {error:.2g}: another result, not rounding; "
         "are --layout, the scale and the mask right?"
         for name, error in found.items()
     ]
+
+
+def _labels(candidates: Iterable[str]) -> dict[str, str]:
+    """The candidates as a table calls them: of a user's file the name, where that says which."""
+    short = {name: re.sub(r"^kernel:.*/([^/]+\.py:)", r"kernel:\1", name) for name in candidates}
+    taken = Counter(short.values())
+    return {name: label if taken[label] == 1 else name for name, label in short.items()}
 
 
 def _shown(row: Row) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from roundoff.attribution.explain import Explanation, SiteFinding, explain_subje
 from roundoff.cli.terminal import command_line, counting, messages, print_json, print_table
 from roundoff.operators import OPERATORS
 from roundoff.records import SubjectName
-from roundoff.store.disk import replace_file
+from roundoff.store.disk import check_writable, replace_file
 from roundoff.store.json import dumps
 from roundoff.subjects import resolve_subject
 
@@ -66,6 +67,10 @@ def explain_command(
     json:
         Print one JSON document on standard output.
     """
+    if output is not None:
+        check_writable(output)
+    if emit_to is not None:
+        check_writable(emit_to, folder=True)
     name = SubjectName("kernel", kernel, layout, seq_multiple)
     subject = resolve_subject(OPERATORS[operator], name)
     with counting("recipes tried") as tell:
@@ -87,6 +92,12 @@ def explain_command(
 
 
 def _show(found: Explanation) -> None:
+    console = messages()
+    for note in found.notes:
+        console.print(note, style="dim", soft_wrap=True, markup=False)
+    if found.residue.another:
+        print(f"{found.kernel} in {found.format.name}: {found.verdict}")
+        return
     print_table(
         f"{found.kernel} in {found.format.name}: {found.verdict}", _COLUMNS,
         [(name, _choice(site), _sure(site), site.doc) for name, site in found.sites.items()
@@ -94,13 +105,12 @@ def _show(found: Explanation) -> None:
     )  # fmt: skip
     idle = [name for name, site in found.sites.items() if site.idle]
     rest = found.residue
-    console = messages()
     if idle:
         console.print(f"no bit depends on: {', '.join(idle)}", style="dim", soft_wrap=True)
     console.print(
         f"on natural inputs ({rest.elements} elements): match {rest.match:.4%}, "
         f"null {rest.null:.4%} (golden rounded once), lift {rest.lift:.4%}, "
-        f"order floor {rest.order_floor:.4%}; error {rest.err_ratio:.3g} times the recipe's, "
+        f"order floor {rest.order_floor:.4%}; {_size(rest.err_ratio)}, "
         f"gain {rest.gain:.2g} ± {rest.gain_se:.1g}",
         soft_wrap=True,
     )
@@ -109,6 +119,10 @@ def _show(found: Explanation) -> None:
             f"not deterministic: a second call repeats {rest.repeats:.4%} of the bits",
             style="yellow",
         )
+
+
+def _size(ratio: float) -> str:
+    return "both exact" if math.isnan(ratio) else f"error {ratio:.3g} times the recipe's"
 
 
 def _choice(site: SiteFinding) -> str:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from roundoff.bench.sweep import Progress, identified, run_cells
 from roundoff.cli.terminal import command_line, messages, progress_bar
+from roundoff.errors import UsageError
 from roundoff.executors import LocalExecutor, shard
 from roundoff.records import Cell
 from roundoff.store import Run
@@ -51,6 +52,10 @@ def carry_out(
     """Measure the cells that the run in `folder` does not have, with a progress bar."""
     # All that can be wrong with what was asked comes first: a refused command leaves no folder.
     jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: expected at least 1")
+    if not running.timeout > 0:
+        raise UsageError(f"--timeout {running.timeout:g}: expected seconds above 0")
     threads = max((c.threads for c in cells), default=1)
     executor = LocalExecutor(jobs, timeout=running.timeout, threads=threads)
     named = identified(cells)

@@ -6,7 +6,9 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from roundoff.bench.sweep import identified
 from roundoff.cli.planned import show_plan
@@ -15,6 +17,7 @@ from roundoff.cli.terminal import command_line, messages, print_json, print_tabl
 from roundoff.cli.train import carry_out_training
 from roundoff.errors import MissingLibraryError, UnsupportedError
 from roundoff.operators import OPERATORS
+from roundoff.operators.inputs import check_seed
 from roundoff.records import SCHEMA, Cell, SubjectName, Verdict
 from roundoff.store import Run
 from roundoff.store.json import canonical
@@ -33,7 +36,7 @@ def study_command(
     *,
     preset: str = "quick",
     seed: int = 0,
-    dry_run: bool = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
     training: bool = True,
     report: bool = True,
     running: Running = Running(),
@@ -60,6 +63,7 @@ def study_command(
         Write report.html and pictures beside the results.
     """
     study = STUDIES[name]
+    check_seed(seed)
     plan = study.plan(preset)
     plan = plan.model_copy(
         update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}

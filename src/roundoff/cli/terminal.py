@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 WIDTH = 100
+FOLDED = 16
+"""Columns that a folded column of a table keeps at least, however wide the others are."""
 
 
 def messages() -> Console:
@@ -61,19 +64,25 @@ def print_json(kind: str, document: Mapping[str, Any]) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a table to standard output.
 
-    A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded.
+    A column whose name ends in `>` is aligned right; neither it nor one in `!` is folded, for
+    which the table becomes wider where it must.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
+    texts = [[str(cell) for cell in row] for row in rows]
+    needed = 2
+    for at, column in enumerate(columns):
+        name, folds = column.rstrip(">!"), column[-1] not in "!>"
+        width = FOLDED if folds else max(cell_len(text) for text in (name, *(r[at] for r in texts)))
+        needed += width + 3  # two spaces and a divider
         table.add_column(
-            column.rstrip(">!"),
+            name,
             justify="right" if ">" in column else "left",
             overflow="fold",
-            no_wrap=column[-1] in "!>",
+            no_wrap=not folds,
         )
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console = Console(width=_width(sys.stdout), highlight=False)
+    for row in texts:
+        table.add_row(*row)
+    console = Console(width=max(_width(sys.stdout), needed), highlight=False)
     if title:  # a table's own title is folded to the table's width
         console.print(title, style="bold", markup=False, soft_wrap=True)
     console.print(table)

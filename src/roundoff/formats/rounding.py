@@ -66,6 +66,8 @@ def round_to(
     >>> round_to(torch.tensor([1.1, 500.0]), "e4m3fn", mode="up", overflow="saturate")
     tensor([  1.1250, 448.0000])
     """
+    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"round_to takes a tensor, not a {type(x).__name__}")
     if x.dtype not in _CARRIERS:
         raise UsageError(f"round_to takes float32 or float64, not {x.dtype}; convert x first")
     if out is not None and (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from roundoff.errors import UsageError
+from roundoff.formats import get_format
 from roundoff.kernels.limits import ALL_MASKS, Limits
 
 __all__ = ["Declared", "Layout", "declared_by", "kernel"]
@@ -33,9 +34,9 @@ class Declared:
 def kernel(
     *,
     layout: Layout = "bhsd",
-    formats: tuple[str, ...] = ("bf16", "fp16", "fp32"),
+    formats: str | tuple[str, ...] = ("bf16", "fp16", "fp32"),
     head_dims: tuple[int, ...] | None = None,
-    masks: tuple[str, ...] = ALL_MASKS,
+    masks: str | tuple[str, ...] = ALL_MASKS,
     seq_multiple: int = 1,
     gradients: bool = True,
 ) -> Callable[[F], F]:
@@ -44,6 +45,7 @@ def kernel(
     `layout` is the order of the axes, bhsd [batch, heads, length, head_dim] or bshd; problems
     outside `formats`, `head_dims`, `masks` or multiples of `seq_multiple` are skipped and named,
     and those that ask for `gradients` where there are none.
+    One format or one mask may stand alone.
     The function itself is not changed. A word that is none of these is a `UsageError`.
 
     >>> @kernel(layout="bshd", formats=("bf16",), head_dims=(64, 128))
@@ -51,6 +53,9 @@ def kernel(
     """
     if layout not in ("bhsd", "bshd"):
         raise UsageError(f"layout {layout!r}: expected 'bhsd' or 'bshd'")
+    masks = (masks,) if isinstance(masks, str) else tuple(masks)
+    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    formats = tuple(get_format(name).name for name in formats)
     if unknown := set(masks) - set(ALL_MASKS):
         raise UsageError(f"masks {sorted(unknown)}: expected some of {', '.join(ALL_MASKS)}")
     if seq_multiple < 1:

@@ -9,8 +9,11 @@ Float32 in and out. One thread: the matrix products beside it take the others.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -196,23 +199,37 @@ inner: Any = numba.njit(nogil=True, _nrt=False)  # pyright: ignore[reportCallIss
 
 
 def compiled(function: Callable[..., None]) -> Any:
-    """Numba's, kept on disk where there is a folder to write to.
-
-    What is kept is looked up by this function's own file: after a change in another that it
-    calls into, touch it, or the old loops go on running.
-    """
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder to write the cache to: compile in every process
-        return numba.njit(nogil=True)(function)
+    """Numba's, kept on disk where there is a folder to write to."""
+    return _kept(function, nogil=True)
 
 
 def compiled_for_threads(function: Callable[..., None]) -> Any:
     """The same for a function whose `prange` is shared out; call it in `formats._numba.threads`."""
+    return _kept(function, nogil=True, parallel=True)
+
+
+def _kept(function: Callable[..., None], **options: bool) -> Any:
+    njit: Any = numba.njit
     try:
-        return numba.njit(nogil=True, parallel=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True, parallel=True)(function)
+        made = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write the cache to: compile in every process
+        return njit(**options)(function)
+    # Numba looks at the function's own file alone, but its loops hold those that it calls.
+    file = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if file is not None:
+        file._source_stamp = file._source_stamp, _sources()
+    return made
+
+
+@cache
+def _sources() -> str:
+    """The digest of all that compiled functions are made of: loops, and their constants."""
+    room = Path(__file__).parents[1]
+    loops = (p for part in ("formats", "operators") for p in (room / part).rglob("_[!_]*.py"))
+    digest = hashlib.sha256()
+    for file in sorted((*loops, room / "operators" / "exponentials.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 @compiled

@@ -20,9 +20,9 @@ __all__ = [
     "bits",
     "fma",
     "largest_of_row",
-    "loosely_added",
     "number",
     "sum_of_64",
+    "sum_of_row",
     "sum_of_row_of_128",
     "wide",
 ]
@@ -51,15 +51,6 @@ def _fma(context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
         return builder.fma(*arguments)
 
     return a(a, a, a), generate
-
-
-def _loosely_added(context: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
-    """a + b of a sum whose order is left to LLVM, which can then make vectors of it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.fadd(*arguments, flags=("reassoc", "nsz"))
-
-    return a(a, a), generate
 
 
 def _bits(context: Any, x: Any) -> Any:  # noqa: ARG001
@@ -136,6 +127,28 @@ def _sum_of_row_of_128(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
     return types.float32(S, r), generate
 
 
+def _row_joined(builder: Any, array: Any, row: Any, start: float, join: Any) -> Any:
+    """One number of row `row` of a contiguous array [R,C]: 16 lanes over the row, joined by halves,
+    then what is left at its end; `start` of none at all.
+    """
+    count, long = builder.extract_value(array.shape, 1), ir.IntType(64)
+    data = builder.gep(array.data, [builder.mul(row, count)])
+    number = data.type.pointee
+    lanes = ir.VectorType(number, 16)
+    so_far = cgutils.alloca_once_value(builder, ir.Constant(lanes, [start] * 16))
+    whole = builder.and_(count, ir.Constant(long, -16))
+    with cgutils.for_range_slice(
+        builder, ir.Constant(long, 0), whole, ir.Constant(long, 16), intp=long
+    ) as (at, _):
+        some = builder.bitcast(builder.gep(data, [at]), lanes.as_pointer())
+        builder.store(join(builder.load(some, align=4), builder.load(so_far)), so_far)
+    total = cgutils.alloca_once_value(builder, _folded(builder, builder.load(so_far), join))
+    with cgutils.for_range_slice(builder, whole, count, ir.Constant(long, 1), intp=long) as (at, _):
+        one = builder.load(builder.gep(data, [at]))
+        builder.store(join(one, builder.load(total)), total)
+    return builder.load(total)
+
+
 def _largest_of_row(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
     """The largest of row `r` of contiguous rows of float32 without NaN; -inf of none at all.
 
@@ -143,38 +156,33 @@ def _largest_of_row(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = make_array(signature.args[0])(context, builder, arguments[0])
-        count, long = builder.extract_value(array.shape, 1), ir.IntType(64)
-        row = builder.gep(array.data, [builder.mul(arguments[1], count)])
-
         def larger(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
-        lowest = ir.Constant(ir.FloatType(), float("-inf"))
-        most = cgutils.alloca_once_value(builder, ir.Constant(SIXTEEN, [lowest] * 16))
-        whole = builder.and_(count, ir.Constant(long, -16))
-        with cgutils.for_range_slice(
-            builder, ir.Constant(long, 0), whole, ir.Constant(long, 16), intp=long
-        ) as (at, _):
-            some = builder.bitcast(builder.gep(row, [at]), SIXTEEN.as_pointer())
-            builder.store(larger(builder.load(some, align=4), builder.load(most)), most)
-        total = cgutils.alloca_once_value(builder, _folded(builder, builder.load(most), larger))
-        with cgutils.for_range_slice(builder, whole, count, ir.Constant(long, 1), intp=long) as (
-            at,
-            _,
-        ):
-            one = builder.load(builder.gep(row, [at]))
-            builder.store(larger(one, builder.load(total)), total)
-        return builder.load(total)
+        array = make_array(signature.args[0])(context, builder, arguments[0])
+        return _row_joined(builder, array, arguments[1], float("-inf"), larger)
 
     return types.float32(S, r), generate
 
 
+def _sum_of_row(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
+    """The sum of row `r` of contiguous rows, in one order wherever it is called.
+
+    An order that is left to LLVM may be another one in each function that is compiled.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = make_array(signature.args[0])(context, builder, arguments[0])
+        return _row_joined(builder, array, arguments[1], 0.0, builder.fadd)
+
+    return S.dtype(S, r), generate
+
+
 largest_of_row: Any = intrinsic(_largest_of_row)
 sum_of_64: Any = intrinsic(_sum_of_64)
+sum_of_row: Any = intrinsic(_sum_of_row)
 sum_of_row_of_128: Any = intrinsic(_sum_of_row_of_128)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
-loosely_added: Any = intrinsic(_loosely_added)
 bits: Any = intrinsic(_bits)
 number: Any = intrinsic(_number)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,20 @@ from roundoff.formats import Format, round_to
 from roundoff.operators.arithmetic import carrier
 from roundoff.registry import load
 
-__all__ = ["file_digest", "randn", "read_tensors", "sampled_rows", "split", "stored"]
+__all__ = [
+    "MOST_SEED", "check_seed", "check_tensors", "file_digest", "randn", "read_tensors",
+    "sampled_rows", "split", "stored",
+]  # fmt: skip
+
+
+MOST_SEED = 2**62
+"""Torch's generators hold more, and so do columns of 64 bits after some thousand seeds on."""
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` for a seed that generators, or a column of a table, cannot hold."""
+    if not 0 <= seed <= MOST_SEED:
+        raise UsageError(f"seed {seed}: expected a whole number from 0 to {MOST_SEED}")
 
 
 def split(inputs: str, default: float = 1.0) -> tuple[str, float]:
@@ -58,18 +72,30 @@ def file_digest(path: str) -> str:
         raise UsageError(f"cannot read the inputs {path!r}: {error.strerror}") from None
 
 
-def read_tensors(path: Path, required: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, of which `required` must be there."""
-    from safetensors import SafetensorError  # noqa: PLC0415 - only where a file is read
-
-    load_file: Any = load("safetensors.torch:load_file")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot read the inputs {str(path)!r}: {error}") from None
-    missing = set(required) - tensors.keys()
+def check_tensors(path: Path, required: Collection[str]) -> None:
+    """Raise `UsageError` unless `path` is a .safetensors file that holds `required`."""
+    safe_open: Any = load("safetensors:safe_open")
+    with _reading(path), safe_open(path, framework="pt") as file:
+        missing = set(required) - set(file.keys())
     if missing:
         raise UsageError(
             f"{path} holds no {', '.join(sorted(missing))}; expected tensors {', '.join(required)}"
         )
-    return tensors
+
+
+def read_tensors(path: Path, required: Collection[str]) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, of which `required` must be there."""
+    check_tensors(path, required)
+    load_file: Any = load("safetensors.torch:load_file")
+    with _reading(path):
+        return load_file(path)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[None]:
+    from safetensors import SafetensorError  # noqa: PLC0415 - only where a file is read
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot read the inputs {str(path)!r}: {error}") from None

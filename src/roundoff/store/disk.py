@@ -7,9 +7,11 @@ there; a crash at any moment leaves at most one line that has no end.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -17,8 +19,8 @@ from pathlib import Path
 from roundoff.errors import RunError
 
 __all__ = [
-    "PRIVATE_PREFIX", "AppendFile", "disk_errors", "locked", "replace_file", "replacing",
-    "try_lock",
+    "PRIVATE_PREFIX", "AppendFile", "check_writable", "disk_errors", "locked", "replace_file",
+    "replacing", "try_lock",
 ]  # fmt: skip
 
 PRIVATE_PREFIX = ".roundoff-"  # lock and temporary files; they make no folder a run
@@ -126,6 +128,25 @@ def replace_file(path: Path, text: str) -> None:
     """Write `text` to `path` so that a reader sees the old file or the new one, whole."""
     with replacing(path) as temporary, temporary.open("x", encoding="ascii") as file:
         file.write(text)
+
+
+def check_writable(path: Path, *, folder: bool = False) -> None:
+    """Raise, before any work, the `RunError` that writing `path` would end in; leave nothing.
+
+    `folder` says that `path` is to be a folder, with files in it.
+    """
+    place = path if folder else path.parent
+    with disk_errors("write", path):
+        if not folder and path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        made = [p for p in (place, *place.parents) if not p.exists()]
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place).close()
+        finally:
+            for empty in made:
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -66,7 +66,10 @@ class Run:
     @classmethod
     def _open(cls, folder: Path, *, writable: bool) -> Run:
         if not (folder / "manifest.json").is_file():
-            found = "an empty or foreign folder" if folder.is_dir() else "no such folder"
+            found = (
+                "an empty or foreign folder" if folder.is_dir()
+                else "a file" if folder.exists() else "no such folder"
+            )  # fmt: skip
             raise RunError(
                 f"{folder} is no run: expected a folder with a manifest.json, found {found}"
             )

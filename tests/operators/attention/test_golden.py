@@ -188,8 +188,8 @@ def test_the_condition_may_be_left_out(make_call):
     assert torch.equal(with_it.lse, without[0].lse)
 
 
-def test_threads_change_last_bits_at_most(make_call):
-    """Golden promises a few ulps of float64, and no order of sums inside its products."""
+def test_threads_change_nothing(make_call):
+    """The sums of weights have one order; that inside the products of torch is not ours."""
     call = make_call(n=600, mask="causal")
     before = torch.get_num_threads()
     try:
@@ -199,5 +199,5 @@ def test_threads_change_last_bits_at_most(make_call):
             found.append(golden(call)[0])
     finally:
         torch.set_num_threads(before)
-    assert (found[0].lse - found[1].lse).abs().max() < 2e-15
+    assert torch.equal(found[0].lse, found[1].lse)
     assert (found[0].out - found[1].out).abs().max() < 1e-15

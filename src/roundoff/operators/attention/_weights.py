@@ -13,7 +13,7 @@ import numba
 
 from roundoff.formats._numba import threads
 from roundoff.operators._numba import compiled, compiled_for_threads, inner
-from roundoff.operators._vector import bits, fma, loosely_added, number, wide
+from roundoff.operators._vector import bits, fma, number, sum_of_row, wide
 
 __all__ = ["threads", "weigh", "weigh_together"]
 
@@ -59,25 +59,20 @@ def _exp2(x):
 def _weigh(S, shifts, totals):
     wide()
     for r in range(S.shape[0]):
-        shift, total = shifts[r], 0.0
+        shift = shifts[r]
         for j in range(S.shape[1]):
             x = S[r, j] - shift
-            p = _exp2(x) if x >= LOWEST else 0.0
-            S[r, j] = p
-            total = loosely_added(total, p)
-        totals[r] += total
+            S[r, j] = _exp2(x) if x >= LOWEST else 0.0
+        totals[r] += sum_of_row(S, r)
 
 
 @inner
 def _weigh_small(S, totals):
     wide()
     for r in range(S.shape[0]):
-        total = 0.0
         for j in range(S.shape[1]):
-            p = _exp2(S[r, j])
-            S[r, j] = p
-            total = loosely_added(total, p)
-        totals[r] += total
+            S[r, j] = _exp2(S[r, j])
+        totals[r] += sum_of_row(S, r)
 
 
 @compiled

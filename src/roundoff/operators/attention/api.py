@@ -84,8 +84,8 @@ def emulate(
     torch.bfloat16
     """
     recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
-    storage = _storage(q)
     call = _call((q, k, v), causal, mask, scale)
+    storage = _storage(q)
     if mask is not None and mask.requires_grad:
         raise UsageError("the mask requires a gradient, and a recipe has none for it; detach it")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
@@ -98,6 +98,10 @@ def _call(
     qkv: tuple[Tensor, Tensor, Tensor], causal: bool, mask: Tensor | None, scale: float | None
 ) -> Call:
     q, k, v = qkv
+    given = dict(zip("qkv", qkv, strict=True)) | ({} if mask is None else {"mask": mask})
+    for name, x in given.items():
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UsageError(f"{name} is a {type(x).__name__}; expected a torch tensor")
     _check(q, k, v)
     if causal and mask is not None:
         raise UsageError("causal and mask were both given; put the causal part into the mask")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from roundoff.errors import UsageError
 from roundoff.operators.attention.parameters import DEFAULT_NUMBERS, lengths
-from roundoff.operators.inputs import file_digest, randn, read_tensors
+from roundoff.operators.inputs import check_tensors, file_digest, randn, read_tensors
 from roundoff.operators.protocol import Value
 
 __all__ = ["content", "draw"]
@@ -46,9 +46,13 @@ def draw(parameters: Mapping[str, Value], seed: int) -> Inputs:
 
 
 def content(parameters: Mapping[str, Value]) -> dict[str, str]:
-    """The digest of the file that the inputs come from, if they do."""
+    """The digest of the file that the inputs come from, if they do; it holds all that is needed."""
     kind, _, rest = str(parameters["inputs"]).partition(":")
-    return {"inputs": file_digest(rest)} if kind == "file" else {}
+    if kind != "file":
+        return {}
+    found = {"inputs": file_digest(rest)}
+    check_tensors(Path(rest), _names(parameters))
+    return found
 
 
 # Each takes the normal inputs, the generator and the distribution's number.
@@ -136,11 +140,10 @@ def _mask(parameters: Mapping[str, Value], generator: torch.Generator) -> Tensor
 
 def _read(path: Path, parameters: Mapping[str, Value]) -> Inputs:
     """q, k, v and, where they are needed, mask and dout; other tensors are left alone."""
-    kind = parameters["mask"]
+    kind, names = parameters["mask"], _names(parameters)
     wanted = _shapes(parameters)
-    if parameters["gradients"] == "yes":
+    if "dout" in names:
         wanted |= {"dout": _output_shape(parameters)}
-    names = [*wanted, *(["mask"] if kind in ("boolean", "additive") else [])]
     tensors = read_tensors(path, names)
     for name, shape in wanted.items():
         if tuple(tensors[name].shape) != shape:
@@ -151,6 +154,13 @@ def _read(path: Path, parameters: Mapping[str, Value]) -> Inputs:
     if "mask" in names:
         _check_mask(path, tensors["mask"], str(kind), wanted)
     return {n: t if t.dtype == torch.bool else t.double() for n in names for t in (tensors[n],)}
+
+
+def _names(parameters: Mapping[str, Value]) -> list[str]:
+    """The tensors that a file must hold."""
+    names = ["q", "k", "v"]
+    names += ["dout"] if parameters["gradients"] == "yes" else []
+    return names + (["mask"] if parameters["mask"] in ("boolean", "additive") else [])
 
 
 def _check_mask(path: Path, mask: Tensor, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
