@@ -7,6 +7,7 @@ import pytest
 from roundoff.report.figure import Names, linear_scale, log_scale, order, show_value, symlog_scale
 from roundoff.report.lines import line_figures
 from roundoff.report.rows import estimate, numeric_axes, plain, points_of, samples_of, varied_axes
+from roundoff.report.views import sections
 
 from .runs import cell, line, metrics, sweep
 
@@ -121,3 +122,20 @@ class TestScales:
     )
     def test_parameters_are_spelled_as_people_write_them(self, value, text):
         assert show_value(value) == text
+
+
+def test_inputs_from_files_are_other_figures():
+    def of(*inputs, formats=("bf16",)):
+        return samples_of(
+            line(cell("recipe:fa2", 0, {"inputs": i}, format=f), {"out": {"rmse": 1e-3}})
+            for i in inputs for f in formats
+        )  # fmt: skip
+
+    assert list(sections(of("normal", "file:a", "file:b"))) == ["", "inputs from files"]
+    assert list(sections(of("file:a", "file:b"))) == [""]
+    both = sections(of("normal", "file:a", formats=("bf16", "fp16")))
+    assert list(both) == [
+        "format bf16", "format fp16", "format bf16, inputs from files",
+        "format fp16, inputs from files",
+    ]  # fmt: skip
+    assert all(len(part) == 1 for part in both.values())

@@ -4,10 +4,12 @@ import random
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from roundoff.studies import STUDIES
 from roundoff.studies.low_precision_failure.claims import CLAIMS, LEAST
-from roundoff.studies.low_precision_failure.plan import CONTROLS, NARROW, TIED
+from roundoff.studies.low_precision_failure.plan import CONTROLS, FINE, NARROW, TIED, trained
+from roundoff.studies.low_precision_failure.trained import TRAINED
 
 STUDY = STUDIES["low-precision-failure"]
 STRETCH = 3 * LEAST
@@ -34,6 +36,7 @@ def rows(cells, model, gradient=2e-3):
              "format": cell.format, "seed": cell.seed, "kind": cell.kind}
             | dict(cell.parameters)
             | {"out_gain": gain, "out_sign_bias": gain, "out_rmse": error, "out_rel_l2": error,
+               "condition_tied": float(cell.parameters["inputs"] == TIED),
                "dq_rmse": dq * (1 + 0.1 * noise.random()), "dq_rel_l2": 70.0}
         )  # fmt: skip
     return pd.DataFrame(lines)
@@ -117,3 +120,96 @@ def test_missing_rows_are_told_and_not_guessed(cells, claim):
 def test_the_plan_has_one_tile_for_all_keys(cells):
     tiles = {c.parameters["tile"] for c in cells if str(c.candidate) in NARROW}
     assert max(t for t in tiles if t) >= 1024
+
+
+@pytest.fixture(scope="module")
+def captured(cells, tmp_path_factory):
+    """The cells with those of four files, whose content nobody reads here."""
+    folder = tmp_path_factory.mktemp("inputs")
+    paths = [folder / f"{i}.safetensors" for i in range(4)]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    return cells + trained(paths).cells()
+
+
+def on_files(stretched, safe=0.0):
+    """Rows as measured, and on files a stretch of some (candidate, tile); others are straight."""
+
+    def model(name, parameters):
+        if not parameters["inputs"].startswith("file:"):
+            return measured(name, parameters)
+        return safe if name.endswith("tie-safe") else stretched(name, parameters["tile"])
+
+    return model
+
+
+def narrow(name):
+    return f"recipe:{name}" in NARROW
+
+
+FAILS = {
+    "everywhere": lambda name, tile: STRETCH * narrow(name),
+    "small tiles": lambda name, tile: STRETCH * (narrow(name) and tile == FINE),
+    "one state": lambda name, tile: STRETCH * (name == "failure-bf16"),
+    "nowhere": lambda name, tile: 0.0,
+    "the other way": lambda name, tile: -STRETCH * narrow(name),
+    "what is not narrow": lambda name, tile: STRETCH * (name in ("fa2", "torch-math")),
+}
+
+
+@pytest.mark.parametrize(
+    ("fails", "outcome", "condition"),
+    [
+        ("everywhere", "holds", ""),
+        ("small tiles", "holds only if", "everything in bf16 (tiles of 16 keys); ties are why"),
+        (
+            "one state",
+            "holds only if",
+            "is l and O in bf16 (tiles of 16 keys and tiles of its own)",
+        ),
+        ("nowhere", "does not hold", ""),
+        ("the other way", "does not hold", ""),
+        ("what is not narrow", "does not hold", ""),
+    ],
+)
+def test_on_files(captured, fails, outcome, condition):
+    verdict = TRAINED.verdict(rows(captured, on_files(FAILS[fails])))
+    assert verdict.outcome == outcome
+    assert condition in verdict.condition
+    assert "rows with a tied maximum 0 %, constructed 100 %" in verdict.measured
+
+
+def test_a_stretch_that_the_tie_safe_maximum_leaves_is_not_of_ties(captured):
+    table = rows(captured, on_files(FAILS["small tiles"], safe=STRETCH))
+    assert "ties are not why" in TRAINED.verdict(table).condition
+
+
+def test_files_change_no_other_claim(cells, captured):
+    found = STUDY.judge(rows(captured, on_files(FAILS["everywhere"])), files=True)
+    assert {v.claim: v.outcome for v in found if v.claim != "TRAINED"} == outcomes(cells, measured)
+    assert found[-1].claim == "TRAINED"
+
+
+def test_a_batch_that_was_not_measured_is_told(cells, captured):
+    assert TRAINED.verdict(rows(cells, measured)).outcome == "cannot tell"
+    lost = rows(captured, on_files(FAILS["nowhere"]))
+    last = lost["inputs"] == lost["inputs"].iloc[-1]
+    lost.loc[last & (lost["candidate"] == "recipe:fa2"), "out_gain"] = float("nan")
+    assert TRAINED.verdict(lost).outcome == "cannot tell"
+
+
+def test_batches_are_the_units(captured):
+    """Four batches that differ: the interval is Student's over four."""
+    gains = [1e-3, 2e-3, 3e-3, 4e-3]
+    table = rows(captured, on_files(FAILS["nowhere"]))
+    mine = table["inputs"].str.startswith("file:") & table["tile"].isna()
+    mine &= table["candidate"] == "recipe:fa2-bf16-output"
+    table.loc[mine, "out_gain"] = gains
+    (evidence,) = (
+        line for line in TRAINED.verdict(table).evidence
+        if line["candidate"] == "recipe:fa2-bf16-output" and line["inputs"] == "trained"
+        and line["tile"] != FINE
+    )  # fmt: skip
+    expected = stats.t.interval(0.95, 3, 2.5e-3, stats.sem(gains))
+    assert (evidence["low"], evidence["high"]) == pytest.approx(expected)
+    assert evidence["batches"] == 4

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from roundoff.bench.plan import Plan
 from roundoff.bench.sweep import identified
 from roundoff.cli.planned import show_plan
 from roundoff.cli.running import Running, carry_out
-from roundoff.cli.terminal import command_line, messages, print_json, print_table, say_again
+from roundoff.cli.terminal import (
+    command_line,
+    messages,
+    print_json,
+    print_table,
+    progress_bar,
+    say_again,
+)
 from roundoff.cli.train import carry_out_training
 from roundoff.errors import MissingLibraryError, UnsupportedError
 from roundoff.operators import OPERATORS
@@ -23,7 +32,7 @@ from roundoff.store import Run
 from roundoff.store.json import canonical
 from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
-from roundoff.studies.study import Study
+from roundoff.studies.study import Claim, Study
 from roundoff.subjects import resolve_subject
 from roundoff.training.sweep import finished, step_times
 
@@ -58,18 +67,17 @@ def study_command(
     dry_run:
         Show the plan and its cost, and measure nothing.
     training:
-        Also train, for the claims on training.
+        Also train, for the claims on training and on inputs of a trained model.
     report:
         Write report.html and pictures beside the results.
     """
     study = STUDIES[name]
     check_seed(seed)
-    plan = study.plan(preset)
-    plan = plan.model_copy(
-        update={"sweep": tuple(s.model_copy(update={"first_seed": seed}) for s in plan.sweep)}
-    )
+    plan = _seeded(study.plan(preset), seed)
     if dry_run:
         show_plan(plan, json=running.json)
+        if study.files and training:
+            messages().print(f"and cells on {study.files.doc}, which are made first", style="dim")
         return 0
     cells = _that_run_here(plan.cells())
     folder = running.output or Path("runs") / f"{name}-{preset}"
@@ -77,12 +85,16 @@ def study_command(
     run, _, progress = carry_out(
         cells, running, folder=folder, manifest={"study": name, "preset": preset}
     )
-    records = _planned(run, cells)
+    on_files = _cells_on_files(study, preset, folder) if training else []
+    if on_files:
+        run, _, more = carry_out(on_files, running, folder=folder, manifest={})
+        progress.done, progress.failed = progress.done + more.done, progress.failed + more.failed
+    records = _planned(run, cells + on_files)
     missing = sum(record["status"] == "missing" for record in records)
     if running.shard and missing:
         messages().print(f"{missing} of {len(records)} cells are left to the other shards")
         return 0
-    verdicts = study.judge(frame(records))
+    verdicts = study.judge(frame(records), files=bool(on_files))
     if training:
         verdicts += _train(study, preset, seed, folder, running)
     judged = {
@@ -95,6 +107,30 @@ def study_command(
     return 2 if progress.failed and any(v.outcome == "cannot tell" for v in verdicts) else 0
 
 
+def _seeded(plan: Plan, seed: int) -> Plan:
+    """The plan with another first seed."""
+    sweeps = (sweep.model_copy(update={"first_seed": seed}) for sweep in plan.sweep)
+    return plan.model_copy(update={"sweep": tuple(sweeps)})
+
+
+def _cells_on_files(study: Study, preset: str, folder: Path) -> list[Cell]:
+    """The cells on files of inputs, which are made now where the folder does not have them."""
+    if study.files is None:
+        return []
+    try:
+        with progress_bar(study.files.doc, 1) as advance:
+            paths = study.files.make(preset, folder, advance)
+    except (UnsupportedError, MissingLibraryError) as error:
+        _tell_left_out(study.files.claims, error)
+        return []
+    return _that_run_here(study.files.plan(paths).cells())
+
+
+def _tell_left_out(claims: Sequence[Claim], error: Exception) -> None:
+    names = ", ".join(claim.id for claim in claims)
+    messages().print(f"left out: {names}: {error}", style="dim", soft_wrap=True)
+
+
 def _train(study: Study, preset: str, seed: int, folder: Path, running: Running) -> list[Verdict]:
     """The verdicts on training, for which what the run does not have is trained first."""
     if preset not in study.experiments:
@@ -103,8 +139,7 @@ def _train(study: Study, preset: str, seed: int, folder: Path, running: Running)
     try:
         run = carry_out_training(experiment, running, folder=folder, manifest={})
     except (UnsupportedError, MissingLibraryError) as error:
-        claims = ", ".join(claim.id for claim in study.training_claims)
-        messages().print(f"left out: {claims}: {error}", style="dim", soft_wrap=True)
+        _tell_left_out(study.training_claims, error)
         return []
     return study.judge_training(finished(run, experiment), step_times(run, experiment))
 

@@ -2,6 +2,7 @@
 
     spy.py              what really ran
     swap.py             lets the attention of a model be another
+    capture.py          keeps what the attention of a model is called with
     doors.py            where it enters: torch, transformers, diffusers
     attention.py        the attention that a name means
     kernel_function.py  a kernel as a function that trains

@@ -1,4 +1,4 @@
-"""The doors by which another attention enters a model while a context is open.
+"""The doors by which another attention, or an onlooker, enters a model while a context is open.
 
 torch's `scaled_dot_product_attention` and transformers' `AttentionInterface` are one for the
 whole process, so what stands in them asks which model runs: hooks of its modules say so.
@@ -13,7 +13,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,17 @@ from torch.nn import functional
 
 from roundoff.errors import UnsupportedError, UsageError
 
-__all__ = ["Attend", "diffusers_door", "outside", "running", "torch_door", "transformers_door"]
+__all__ = [
+    "Attend", "Watch", "compiled_anew", "diffusers_door", "outside", "running", "torch_door",
+    "transformers_door", "watching",
+]  # fmt: skip
 
 NAME = "roundoff"
 """What the attention of a swapped model is called in transformers' tables."""
 
 Attend = Callable[..., Tensor]
+Watch = Callable[..., None]
+"""Is told the module that runs, q, k, v, and `mask`, `causal`, `scale` of a call."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,26 +41,45 @@ def _uncompiled(function: F) -> F:
     return compiler.disable(function)
 
 
+class _Entry(NamedTuple):
+    """A module that runs; without one, and without attention, whatever runs is torch's own."""
+
+    module: nn.Module | None
+    attend: Attend | None = None
+    watch: Watch | None = None
+
+
 class _Running(threading.local):
-    """The modules of swapped models that run, innermost last, each with its attention."""
+    """The modules of swapped and watched models that run, innermost last."""
 
     def __init__(self) -> None:
-        self.stack: list[tuple[nn.Module | None, Attend | None]] = []
+        self.stack: list[_Entry] = []
         self.fast_path = True
 
     @property
     def attend(self) -> Attend | None:
-        return self.stack[-1][1] if self.stack else None
+        """What stands in for attention; whoever only watches does not."""
+        return next((e.attend for e in reversed(self.stack) if e.watch is None), None)
 
-    def enter(self, module: nn.Module | None, attend: Attend | None) -> None:
+    def tell(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> None:
+        """Tell all that watch of a call, each once, with the innermost module that it watches."""
+        told: list[Watch] = []
+        for entry in reversed(self.stack):
+            if entry.module is None:
+                return
+            if entry.watch is not None and entry.watch not in told:
+                told.append(entry.watch)
+                entry.watch(entry.module, q, k, v, **how)
+
+    def enter(self, entry: _Entry) -> None:
         if not self.stack:  # torch's fused encoder layer for inference is a way around the doors
             self.fast_path = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
-        self.stack.append((module, attend))
+        self.stack.append(entry)
 
-    def leave(self, module: nn.Module | None, attend: Attend | None) -> None:
+    def leave(self, entry: _Entry) -> None:
         """Undo `enter`, if it was called: an earlier hook may have failed."""
-        if self.stack and self.stack[-1] == (module, attend):
+        if self.stack and self.stack[-1] == entry:
             self.stack.pop()
             if not self.stack:
                 torch.backends.mha.set_fastpath_enabled(self.fast_path)
@@ -92,24 +116,32 @@ _TORCH_OPEN, _TRANSFORMERS_OPEN = _Open(), _Open()
 @contextlib.contextmanager
 def outside() -> Generator[None]:
     """Attention that is called inside is torch's own, whichever model runs."""
-    _RUNNING.enter(None, None)
+    _RUNNING.enter(_Entry(None))
     try:
         yield
     finally:
-        _RUNNING.leave(None, None)
+        _RUNNING.leave(_Entry(None))
+
+
+def running(model: nn.Module, attend: Attend) -> contextlib.AbstractContextManager[None]:
+    """While a module of `model` runs, also where a checkpoint runs it again, `attend` stands in."""
+    return _marked(model, lambda module: _Entry(module, attend=attend))
+
+
+def watching(model: nn.Module, watch: Watch) -> contextlib.AbstractContextManager[None]:
+    """While a module of `model` runs, `watch` is told of each call, and changes nothing."""
+    return _marked(model, lambda module: _Entry(module, watch=watch))
 
 
 @contextlib.contextmanager
-def running(model: nn.Module, attend: Attend) -> Generator[None]:
-    """Mark when a module of `model` runs, also where a checkpoint runs it again."""
-
+def _marked(model: nn.Module, entry: Callable[[nn.Module], _Entry]) -> Generator[None]:
     @_uncompiled
     def enter(module: nn.Module, *_: Any) -> None:
-        _RUNNING.enter(module, attend)
+        _RUNNING.enter(entry(module))
 
     @_uncompiled
     def leave(module: nn.Module, *_: Any) -> None:
-        _RUNNING.leave(module, attend)
+        _RUNNING.leave(entry(module))
 
     hooks: list[Any] = []
     try:
@@ -120,6 +152,22 @@ def running(model: nn.Module, attend: Attend) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def compiled_anew(model: nn.Module) -> Generator[None]:
+    """Forget what was compiled: it knows neither the hooks nor that torch's function changed."""
+    compiled = any(
+        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()
+    )
+    if not compiled:
+        yield
+        return
+    torch.compiler.reset()
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
 
 
 # -- torch
@@ -145,6 +193,7 @@ def _of_torch(  # noqa: PLR0917 - torch's own signature
     enable_gqa: bool = False,
 ) -> Tensor:
     attend = _RUNNING.attend
+    _RUNNING.tell(query, key, value, mask=attn_mask, causal=is_causal, scale=scale)
     if attend is None:
         return _TORCH(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -233,6 +282,7 @@ def _of_transformers(  # noqa: PLR0917 - transformers' own signature
         key, value = key[:, :, : query.shape[-2]], value[:, :, : query.shape[-2]]
     attend = _RUNNING.attend
     assert attend is not None, "the hooks of a swapped model say that it runs"
+    _RUNNING.tell(query, key, value, mask=attention_mask, causal=causal, scale=scaling)
     out = attend(query, key, value, mask=attention_mask, causal=causal, scale=scaling)
     return out.transpose(1, 2).contiguous(), None
 

@@ -7,7 +7,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from roundoff.errors import KernelError
@@ -36,6 +35,7 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
     `UnsupportedError` inside for attention that is more than softmax(QK^T * scale + mask) V:
     dropout, soft caps, sinks.
 
+    >>> import torch
     >>> layer = torch.nn.TransformerEncoderLayer(8, 1, batch_first=True, dropout=0.0)
     >>> with swapped(layer, "fa2@bf16") as calls:
     ...     y = layer(torch.ones(1, 4, 8))
@@ -50,7 +50,7 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
         doors.transformers_door(model),
         doors.diffusers_door(model),
         doors.running(model, _counted(attention, calls)),
-        _compiled_anew(model),
+        doors.compiled_anew(model),
     ):
         yield calls
     if not calls.count:
@@ -70,19 +70,3 @@ def _counted(attention: AttentionFunction, calls: Calls) -> doors.Attend:
             return attention(*qkv, **how)
 
     return attend
-
-
-@contextlib.contextmanager
-def _compiled_anew(model: nn.Module) -> Generator[None]:
-    """Forget what was compiled: it knows neither the hooks nor that torch's function changed."""
-    compiled = any(
-        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()
-    )
-    if not compiled:
-        yield
-        return
-    torch.compiler.reset()
-    try:
-        yield
-    finally:
-        torch.compiler.reset()

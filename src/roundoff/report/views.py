@@ -26,12 +26,21 @@ MOST_OUTPUTS = 4
 
 
 def sections(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
-    """Samples apart by format, device and the like: what belongs into different figures."""
+    """Samples apart by format, device and the like: what belongs into different figures.
+
+    Inputs from files are apart from drawn ones, with which they share no shape or mask.
+    """
     axes = [name for name in varied_axes(samples) if name in CELL_AXES]
+    both = len({_from_file(sample) for sample in samples}) > 1
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault(places(sample.place, axes), []).append(sample)
+        words = [places(sample.place, axes), "inputs from files" * (both and _from_file(sample))]
+        groups.setdefault(", ".join(filter(None, words)), []).append(sample)
     return groups
+
+
+def _from_file(sample: Sample) -> bool:
+    return str(sample.place.get("inputs")).startswith("file:")
 
 
 def metric_views(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from roundoff.bench.plan import Plan
@@ -13,7 +14,7 @@ from roundoff.records.verdict import Outcome
 from roundoff.registry import require
 from roundoff.training.experiment import Experiment
 
-__all__ = ["Claim", "Finding", "Frame", "Study", "frame", "joined"]
+__all__ = ["Claim", "Files", "Finding", "Frame", "Study", "frame", "joined"]
 
 Frame: TypeAlias = Any
 """A pandas DataFrame (or one of its rows): pandas' own types are partial and would hide errors."""
@@ -69,11 +70,27 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Files:
+    """Files of inputs that a study makes before it measures, and the claims that need them.
+
+    `make(preset, folder, tell)` leaves them in the folder and gives their paths; what is there
+    already is kept. `tell(done, total)` is called as it goes on. `plan` is what is measured on
+    them. `doc` says what they are.
+    """
+
+    doc: str
+    make: Callable[[str, Path, Callable[[int, int], None]], list[Path]]
+    plan: Callable[[list[Path]], Plan]
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """A paper: presets of measurements, and the claims that they decide.
 
-    `experiments` are what is trained for a preset, and `training_claims` are judged over its
-    repeats, those `on_time` over its timings.
+    `files` are made in the folder of the run, and measured beside the preset. `experiments` are
+    what is trained for a preset, and `training_claims` are judged over its repeats, those
+    `on_time` over its timings.
     """
 
     name: str
@@ -81,6 +98,7 @@ class Study:
     doc: str
     presets: Mapping[str, Callable[[], Plan]]
     claims: tuple[Claim, ...]
+    files: Files | None = None
     experiments: Mapping[str, Callable[[], Experiment]] = field(
         default_factory=dict[str, Callable[[], Experiment]]
     )
@@ -93,14 +111,17 @@ class Study:
             raise UnknownNameError(f"preset of {self.name}", preset, self.presets)
         return self.presets[preset]()
 
-    def judge(self, rows: Frame) -> list[Verdict]:
+    def judge(self, rows: Frame, *, files: bool = False) -> list[Verdict]:
         """The verdict of every claim over `rows`, one line for each planned cell.
+
+        With `files` also of those claims that need them.
 
         What was skipped, since a kernel does not take it, does not count; what failed or was not
         measured has NaN for its metrics, and a claim that needs it cannot tell.
         """
         taken = rows[rows["status"] != "skipped"]
-        return [claim.verdict(taken) for claim in self.claims]
+        more = self.files.claims if files and self.files else ()
+        return [claim.verdict(taken) for claim in (*self.claims, *more)]
 
     def judge_training(
         self, repeats: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]

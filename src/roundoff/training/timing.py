@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundoff.intercept.attention import AttentionFunction
-from roundoff.intercept.swap import attention_function
+from roundoff.intercept.attention import AttentionFunction, attention_function
+from roundoff.intercept.capture import AttentionCall, captured
 from roundoff.metrics.intervals import log_t_interval
 from roundoff.training.arms import Arm
 from roundoff.training.experiment import Experiment
@@ -95,8 +95,8 @@ class _Side:
     def __init__(
         self, experiment: Experiment, name: str | None, doors: contextlib.ExitStack
     ) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self.attention = None if name is None else _recorded(_native(name), self.calls)
+        self.calls: list[AttentionCall] = []
+        self.attention = None if name is None else _native(name)
         variant = AS_IT_IS if self.attention is None else attended(self.attention)
         self.runner = doors.enter_context(
             Runner(
@@ -114,19 +114,29 @@ class _Side:
     def step(self, number: int) -> None:
         """Take a step, and note the seconds of its three parts."""
         runner, task = self.runner, self.runner.task
-        self.calls.clear()
         batch = task.batch(number)
         task.optimizer.zero_grad()
         begun = time.perf_counter()
-        with runner.cast(), _kept_bytes() if number == 0 else contextlib.nullcontext() as kept:
+        with runner.cast(), self._watched() if number == 0 else contextlib.nullcontext():
             loss: Any = task.loss(runner.model, batch)
         forward = time.perf_counter()
         loss.backward()
         backward = time.perf_counter()
         runner.update()
         self.taken.append((forward - begun, backward - forward, time.perf_counter() - backward))
-        if kept is not None:
-            self.kept = sum(kept.values())
+
+    @contextlib.contextmanager
+    def _watched(self) -> Generator[None]:
+        """A step, before the clock counts, of which is kept what attention is called with."""
+        swapped = self.attention is not None
+        with (
+            _kept_bytes() as kept,
+            (
+                captured(self.runner.model) if swapped else contextlib.nullcontext(self.calls)
+            ) as self.calls,
+        ):
+            yield
+        self.kept = sum(kept.values())
 
     def times(self) -> Times:
         """The medians, and attention alone."""
@@ -140,17 +150,17 @@ class _Side:
         """Medians of all attention calls of a step, by themselves."""
         if self.attention is None or not self.calls:
             return None, None
-        calls, compute = list(self.calls), self.attention.compute
-        rounds = [[_call(compute, call) for call in calls] for _ in range(7)]
+        with self.runner.cast():
+            rounds = [[_call(self.attention, call) for call in self.calls] for _ in range(7)]
         sums = [[sum(parts) for parts in zip(*taken, strict=True)] for taken in rounds]
         forward, backward = (statistics.median(parts) for parts in zip(*sums, strict=True))
         return forward, backward
 
 
-def _call(compute: Callable[..., Tensor], call: tuple[Any, ...]) -> tuple[float, float]:
-    qkv = [x.detach().requires_grad_() for x in call[:3]]
+def _call(attention: AttentionFunction, call: AttentionCall) -> tuple[float, float]:
+    qkv = [x.detach().requires_grad_() for x in (call.q, call.k, call.v)]
     begun = time.perf_counter()
-    out: Any = compute(*qkv, *call[3:])
+    out: Any = attention(*qkv, mask=call.mask, causal=call.causal, scale=call.scale)
     forward = time.perf_counter()
     out.backward(torch.ones_like(out))
     return forward - begun, time.perf_counter() - forward
@@ -171,16 +181,6 @@ def _native(name: str) -> AttentionFunction:
             )  # fmt: skip
 
     return AttentionFunction(name, compute)
-
-
-def _recorded(attention: AttentionFunction, calls: list[tuple[Any, ...]]) -> AttentionFunction:
-    """The same attention, which notes what it was called with."""
-
-    def compute(*call: Any) -> Tensor:
-        calls.append(call)
-        return attention.compute(*call)
-
-    return replace(attention, compute=compute)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from roundoff.operators.attention.parameters import DISTRIBUTIONS, PARAMETERS, l
 from roundoff.operators.attention.probes import probes
 from roundoff.operators.attention.questions import questions
 from roundoff.operators.attention.recipe import Recipe, Tile
+from roundoff.operators.attention.ties import tied_share
 from roundoff.operators.inputs import sampled_rows, stored
 from roundoff.operators.protocol import Outputs, Parameter, Probe, Problem, Question, Value
 from roundoff.operators.rowwise import Rowwise, rescale_probes
@@ -70,9 +71,13 @@ class Attention(Rowwise):
         return Problem(inputs, format, parameters, rows)
 
     def golden(self, problem: Problem) -> tuple[Outputs, dict[str, float]]:
-        """Output and LSE in float64 at the problem's rows, and the condition; dQ, dK, dV too."""
+        """Output and LSE in float64 at the problem's rows, and the condition; dQ, dK, dV too.
+
+        The condition is that of `golden`, and `tied`, the share of rows with a tied maximum.
+        """
         call = call_of(problem)
         result, condition = golden.golden(call)
+        condition |= {"tied": tied_share(call, problem.format)}
         outputs = {"out": result.out, "lse": result.lse}
         if "dout" in problem.inputs:
             outputs |= _named(golden_gradients(call, _dout(problem, call)))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from roundoff.bench.plan import Plan, Sweep
+from roundoff.studies.low_precision_failure.captured import capture_inputs
 
 __all__ = [
     "CONTROLS",
+    "FINE",
     "GRADIENTS",
     "KERNELS",
     "NARROW",
@@ -14,7 +19,9 @@ __all__ = [
     "TIED",
     "TILES",
     "full",
+    "inputs",
     "quick",
+    "trained",
 ]
 
 TIED = "tied-one-signed"
@@ -32,10 +39,15 @@ REMEDIES = (
 GRADIENTS = ("failure-bf16", "failure-bf16-delta-weights", "fa2")
 REAL = ("fa2", "fa3", "fa2-lazy", "jax-xla")
 KERNELS = ("torch-cpu-flash", "torch-math-reduced")
+REMEDIED = ("failure-bf16-tie-safe", "paper-bf16-tie-safe", "fa2-bf16-sum", "fa2")
+"""Remedies on the inputs of a trained model; one of them is half of one."""
+FINE = 16
+"""Keys a tile, so that the short sequences of the trained model have several."""
+CAPTURED = {"quick": {"steps": 400, "batches": 6}, "full": {"steps": 1200, "batches": 10}}
 
 
 def quick() -> Plan:
-    """One length, sampled rows, 6 seeds: under a minute on two cores."""
+    """One length, sampled rows, 6 seeds: about a minute on two cores, with the captured inputs."""
     return _plan(lengths=("1024",), seeds=6, rows="128", heads="2")
 
 
@@ -60,4 +72,21 @@ def _plan(*, lengths: tuple[str, ...], seeds: int, rows: str, heads: str) -> Pla
         sweep({"inputs": (TIED,), "tile": (*map(str, TILES), "8192")}, recipes=narrow),
         # Gradients, for D from O and from P.
         sweep({"inputs": (TIED,), "gradients": ("yes",)}, recipes=GRADIENTS),
+    ))  # fmt: skip
+
+
+def inputs(preset: str, folder: Path, tell: Callable[[int, int], None]) -> list[Path]:
+    """The files of a trained model's q, k and v, in the folder of the run."""
+    return capture_inputs(folder / "inputs", tell=tell, **CAPTURED[preset])
+
+
+def trained(paths: list[Path]) -> Plan:
+    """Narrow states, remedies and kernels on those files, in tiles of their own and small ones."""
+    shape = {"batch": "16", "heads": "4", "kv_heads": "2", "seq_len": "64", "head_dim": "16"}
+    axes = shape | {"inputs": tuple(f"file:{path}" for path in paths), "mask": "causal"}
+    recipes = (*(name.partition(":")[2] for name in NARROW), *REMEDIED)
+    given = {"baseline": "torch-math", "seeds": 1, "recipes": recipes}
+    return Plan(sweep=(
+        Sweep.model_validate(given | {"axes": axes, "kernels": KERNELS}),
+        Sweep.model_validate(given | {"axes": axes | {"tile": str(FINE)}}),
     ))  # fmt: skip
