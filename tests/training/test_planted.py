@@ -9,9 +9,10 @@ from roundoff.workloads import load_workload
 from .plants import planted
 
 
-def judged(seed, rate=None):
+def judged(seed, rate=None, only=""):
     pytest.importorskip("transformers")
-    task, plants = load_workload("text").build(seed, seed), planted(seed)
+    task = load_workload("text").build(seed, seed)
+    plants = {name: plant for name, plant in planted(seed).items() if only in name}
     for group in task.optimizer.param_groups:
         group["lr"] = rate or group["lr"]
     threads = torch.get_num_threads()
@@ -28,9 +29,9 @@ def judged(seed, rate=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_planted_candidates_are_told_apart(seed):
-    for name, (found, wanted) in judged(seed).items():
+def test_planted_candidates_are_told_apart():
+    """One seed; `benchmarks/planted.py` takes ten."""
+    for name, (found, wanted) in judged(0).items():
         if wanted == "not biased":
             assert found.verdict != "biased", f"{name}: {found}"
         else:
@@ -40,9 +41,9 @@ def test_planted_candidates_are_told_apart(seed):
 @pytest.mark.slow
 def test_rounded_weights_that_hardly_move_are_persistent_and_not_biased():
     """Their rounding has a gain in nearly every tensor, which redrawn weights do not have."""
-    found = judged(0, 1e-5)
+    found = judged(0, 1e-5, only="weights")
     rounded, _ = found["weights nearest"]
     assert rounded.verdict == "persistent"
-    assert max(abs(t.gain.z) for t in rounded.tensors) > 8
-    assert max(abs(t.redrawn.z) for t in rounded.tensors) < 5
+    assert max(abs(t.gain.z) for t in rounded.tensors) > 6
+    assert max(abs(t.redrawn.z) for t in rounded.tensors) < 4
     assert found["weights truncated"][0].verdict == "biased"
