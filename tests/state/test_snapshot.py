@@ -217,3 +217,14 @@ class TestAnotherTask:
         optimizer.param_groups[0]["thing"] = object()
         with pytest.raises(RoundoffError, match=r"optimizer.param_groups.0.thing is a object"):
             Snapshot.capture(0, nn.Linear(1, 1), optimizer)
+
+
+def test_a_snapshot_fits_a_model_with_wrappers_inside():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, other = (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(2))
+    other[0] = checkpoint_wrapper(other[0])
+    Snapshot.capture(0, model, torch.optim.SGD(model.parameters())).restore(
+        other, torch.optim.SGD(other.parameters())
+    )
+    assert all(map(torch.equal, model.parameters(), other.parameters()))

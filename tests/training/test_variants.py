@@ -125,7 +125,7 @@ def test_attention_is_another_one_and_leaves_no_hooks():
 @pytest.mark.parametrize(
     ("name", "found"),
     [("module.a.w", "a.w"), ("_orig_mod.a.w", "a.w"), ("a.module.w", "a.module.w"),
-     ("a._fsdp_wrapped_module.w", "a.w"), ("w", "w")],
+     ("a._fsdp_wrapped_module.w", "a.w"), ("w", "w"), ("_orig_mod.module.w", "w")],
 )  # fmt: skip
 def test_names_without_wrappers(name, found):
     assert plain(name) == found

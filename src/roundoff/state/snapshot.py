@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from roundoff.errors import RunError, UsageError
+from roundoff.state.random_states import RandomStates
 from roundoff.state.wire import pack, unpack
+from roundoff.state.wrappers import unwrapped_name
 from roundoff.store.disk import disk_errors, replacing
 
 __all__ = ["Snapshot"]
@@ -69,7 +69,7 @@ class Snapshot:
             "optimizer": optimizer.state_dict(),
             "scheduler": None if scheduler is None else scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "random": _random_states(),
+            "random": vars(RandomStates.here()),
         }
         return cls(step, tensors, pack(state, tensors))
 
@@ -100,7 +100,7 @@ class Snapshot:
         if scaler is not None:
             scaler.load_state_dict(state["scaler"])
         if random_states:
-            _set_random_states(state["random"])
+            RandomStates(**state["random"]).put_back()
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, whole or not at all. A `RunError` says why it cannot."""
@@ -153,9 +153,9 @@ def _digest(step: str, rest: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a compiled model's names are those of the model."""
+    """Parameters and buffers by name; a wrapped model's names are those of the model."""
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {name.replace("_orig_mod.", ""): x for name, x in named}
+    return {unwrapped_name(name): x for name, x in named}
 
 
 @torch.no_grad()
@@ -184,21 +184,3 @@ def _put_optimizer(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         for name, x in state.items():
             if isinstance(x, Tensor) and own[name].dtype != x.dtype:
                 own[name] = x.to(own[name].device)
-
-
-def _random_states() -> dict[str, Any]:
-    numpy: Any = np.random.get_state()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": numpy,
-        "python": random.getstate(),
-    }
-
-
-def _set_random_states(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])

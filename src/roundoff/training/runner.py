@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from roundoff.state import Snapshot
+from roundoff.state.random_states import seeded
 from roundoff.training.arms import Arm
 from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
 from roundoff.workloads import Workload
-from roundoff.workloads.protocol import generator_of, seeded
+from roundoff.workloads.protocol import generator_of
 
 __all__ = ["Runner", "Step"]
 
@@ -28,8 +29,7 @@ LossOf = Callable[..., Tensor]
 
 
 class Runner:
-    """A task in training under a variant: `gradients(i)`, then
-    `update()`, takes step i.
+    """A task in training under a variant: `gradients(i)`, then `update()`, takes step i.
 
     Dropout and the like draw the same numbers in every arm: those of the data seed and the step.
     """
@@ -125,12 +125,13 @@ class Runner:
         return autocast(self.format).entered(self.task.model)
 
     def _norm(self) -> float:
-        squares = sum(
-            float(p.grad.double().square().sum())
-            for p in self.task.model.parameters()
-            if p.grad is not None
+        return math.sqrt(
+            sum(
+                float(p.grad.double().square().sum())
+                for p in self.task.model.parameters()
+                if p.grad is not None
+            )
         )
-        return math.sqrt(squares) if math.isfinite(squares) else squares
 
     @property
     def parameters(self) -> int:
@@ -138,13 +139,13 @@ class Runner:
         return sum(p.numel() for p in parameters(self.task.model).values())
 
     def nudge(self) -> None:
-        """Move one weight by one ulp: one of a matrix, drawn from the seed."""
-        matrices = [p for p in self.task.model.parameters() if p.ndim > 1 and p.requires_grad]
+        """Move one weight by one ulp: one of a matrix if there is any, drawn from the seed."""
+        trained = [p.data for p in parameters(self.task.model).values()]
+        chosen = [w for w in trained if w.ndim > 1] or trained
         draw = generator_of(self.seed, 0)
-        chosen = matrices[int(torch.randint(len(matrices), (), generator=draw))]
-        flat = chosen.data.view(-1)
-        at = int(torch.randint(flat.numel(), (), generator=draw))
-        flat[at] = torch.nextafter(flat[at], flat[at].new_tensor(math.inf))
+        w = chosen[int(torch.randint(len(chosen), (), generator=draw))]
+        place = torch.unravel_index(torch.randint(w.numel(), (), generator=draw), w.shape)
+        w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
 
     def capture(self, step: int) -> Snapshot:
         """All that its next step depends on."""

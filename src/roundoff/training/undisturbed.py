@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Generator
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from roundoff.state.random_states import undrawn
 
 __all__ = ["undisturbed"]
 
@@ -33,15 +33,11 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     own = [v for table in tables for v in table.values() if isinstance(v, torch.Generator)]
     drawn = [(generator, generator.get_state()) for generator in own]
     torch.clear_autocast_cache()
-    states = np.random.get_state(), random.getstate()
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
-        with cast(Any, torch.random).fork_rng([d.index or 0 for d in devices]):
+        with undrawn():
             yield
     finally:
         torch.clear_autocast_cache()
-        np.random.set_state(states[0])
-        random.setstate(states[1])
         for generator, state in drawn:
             generator.set_state(state)
         for table, before in entries:

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from roundoff.errors import KernelError, UsageError
 from roundoff.intercept.swap import AttentionFunction, swapped
+from roundoff.state.wrappers import DDP, unwrapped_name
 
 __all__ = [
     "AS_IT_IS",
+    "AUTOCAST",
     "Patch",
     "Variant",
     "Way",
@@ -176,7 +178,4 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
 
 def plain(name: str) -> str:
     """A parameter's name without what torch.compile, DDP and FSDP put into it."""
-    wrappers = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-    first, *rest = name.split(".")
-    kept = [part for part in rest if part not in wrappers[:1] + wrappers[2:]]
-    return ".".join(([] if first in wrappers else [first]) + kept)
+    return unwrapped_name(name).removeprefix(f"{DDP}.")

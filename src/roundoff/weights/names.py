@@ -9,24 +9,21 @@ from pathlib import Path
 from typing import cast
 
 from roundoff.errors import CheckpointError, UnknownNameError, UsageError
+from roundoff.state.wrappers import DDP, unwrapped_name
 
 __all__ = ["bare_names", "group_of", "read_renames", "renamed"]
-
-WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, FSDP and activation checkpointing add, wherever they stand."""
-DDP = "module"
-"""What DistributedDataParallel adds; a wrapper's where it is all that its parent holds."""
 
 
 def bare_names(path: str, names: Iterable[str]) -> dict[str, str]:
     """Return the names without wrappers' prefixes, each with the name that it had.
 
-    Raises `CheckpointError` where two names become one.
+    `module` is a wrapper's where it is all that its parent holds. Raises `CheckpointError` where
+    two names become one.
 
     >>> bare_names("a.pt", ["module._orig_mod.fc.weight", "module._orig_mod.fc.bias"])
     {'fc.weight': 'module._orig_mod.fc.weight', 'fc.bias': 'module._orig_mod.fc.bias'}
     """
-    split = {name: [p for p in name.split(".") if p not in WRAPPERS] for name in names}
+    split = {name: unwrapped_name(name).split(".") for name in names}
     children: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for parts in split.values():
         for depth, part in enumerate(parts):

@@ -21,7 +21,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from roundoff.registry import require
-from roundoff.workloads.protocol import Pictures, Task, Workload, generator_of, needs, seeded
+from roundoff.state.random_states import seeded
+from roundoff.workloads.protocol import Pictures, Task, Workload, generator_of, needs
 
 __all__ = ["GLYPHS", "captioned"]
 

@@ -6,13 +6,10 @@ global random state, and neither does a batch.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from roundoff.registry import Registry, is_installed
 
-__all__ = ["WORKLOADS", "Pictures", "Task", "Workload", "generator_of", "needs", "seeded"]
+__all__ = ["WORKLOADS", "Pictures", "Task", "Workload", "generator_of", "needs"]
 
 
 @dataclass(frozen=True)
@@ -85,22 +82,3 @@ def generator_of(data_seed: int, step: int) -> torch.Generator:
     Torch's generator takes 32 bits of a seed: up to a million steps no two steps share one.
     """
     return torch.Generator().manual_seed((data_seed * 1_000_003 + step) % 2**32)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Generator[None]:
-    """Random states of torch (of the CPU), numpy and Python from `seed`; at the end as before."""
-    torch_state, numpy_state, state = (
-        torch.get_rng_state(),
-        np.random.get_state(),
-        random.getstate(),
-    )
-    torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        np.random.set_state(numpy_state)
-        random.setstate(state)

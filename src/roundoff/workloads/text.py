@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roundoff.registry import is_installed, require
-from roundoff.workloads.protocol import Task, Workload, generator_of, needs, seeded
+from roundoff.state.random_states import seeded
+from roundoff.workloads.protocol import Task, Workload, generator_of, needs
 
 __all__ = ["TEXT"]
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from roundoff.errors import RoundoffError, UnsupportedError, UsageError
 from roundoff.kernels import settings
 from roundoff.kernels.loading import Loaded, load
-from roundoff.workloads.protocol import WORKLOADS, Task, Workload, seeded
+from roundoff.state.random_states import RandomStates, seeded
+from roundoff.workloads.protocol import WORKLOADS, Task, Workload
 
 __all__ = ["load_workload"]
 
@@ -130,18 +128,18 @@ class _Wound:
         self.items: Iterator[Any] | None = None
         self.at = -1
         self.item: Any = None
-        self.random: Any = None
+        self.random = RandomStates.here()
 
     def __call__(self, step: int) -> Any:
         with seeded(self.seed):
             if step < self.at or self.items is None:
                 self._start_over()
             else:
-                _set_random(self.random)
+                self.random.put_back()
             while self.at < step:
                 self.item = self._next()
                 self.at += 1
-            self.random = _get_random()
+            self.random = RandomStates.here()
         return self.item
 
     def _start_over(self) -> None:
@@ -160,13 +158,3 @@ class _Wound:
         for item in self.items:
             return item
         raise UsageError(f"{self.place}: its batches ended before step {self.at + 1}")
-
-
-def _get_random() -> tuple[Any, ...]:
-    return torch.get_rng_state(), np.random.get_state(), random.getstate()
-
-
-def _set_random(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    np.random.set_state(state[1])
-    random.setstate(state[2])
