@@ -18,11 +18,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
 from roundoff.metrics.direct import DirectError, Reduced, reduced
 from roundoff.metrics.noise_or_bias import ALPHA, Judgement, judge
+from roundoff.training.processes import of_all_processes, undistributed
 from roundoff.training.redraw import FEWEST, KEPT, redrawn
 from roundoff.training.undisturbed import undisturbed
 from roundoff.training.variants import AS_IT_IS, Variant, Way, parameters, variant
@@ -87,8 +87,7 @@ class Shadow:
     ) -> None:
         if every < 1:
             raise UsageError(f"every is {every}; expected a number of calls, at least 1")
-        self.model, self._inner = model, _unwrapped(model)
-        _refuse_sharded(self._inner)
+        self.model, self._inner = model, undistributed(model)
         self.baseline, self.candidates = baseline, dict(candidates)
         self.every, self.seed, self.keep = every, seed, keep
         self.kept_gradients: dict[str, Kept] = {}
@@ -176,24 +175,7 @@ class Shadow:
                 f"the baseline's own gradient differs by {self._apart:.0%} from what `loss_of` "
                 "gives; it must compute all of the loss, and draw from global random states only"
             )
-        return judge(self._of_all_processes(self.errors[name]), alpha=alpha)
-
-    def _of_all_processes(self, error: DirectError) -> DirectError:
-        """The sum of all processes' errors, without changing any; each batch counts as a sample."""
-        distributed: Any = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return error
-        group = getattr(self.model, "process_group", None)
-        device = next(iter(self._inner.parameters())).device
-        clocks = torch.tensor([*error.clocks().values()][:-1], device=device)
-        extremes = torch.cat([clocks, -clocks])
-        distributed.all_reduce(extremes, op=distributed.ReduceOp.MAX, group=group)
-        if not torch.equal(extremes, torch.cat([clocks, -clocks])):
-            raise UsageError("processes of one run must sample the same calls; these did not")
-        whole = error.copied()
-        for tensor in whole.tensors().values():
-            distributed.all_reduce(tensor, group=group)
-        return whole
+        return judge(of_all_processes(self.errors[name], self.model), alpha=alpha)
 
     def counters(self) -> dict[str, float]:
         """What it knows besides `errors`, once settled; `resume` takes it."""
@@ -367,11 +349,6 @@ def shadow(model: nn.Module, baseline: Way, candidate: Way, *, every: int = 1) -
     return Shadow(model, {way.name: way}, baseline=variant(baseline), every=every)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, whose own forward pass talks to other processes."""
-    return cast(Any, model).module if isinstance(model, DistributedDataParallel) else model
-
-
 def _listen(tensor: Any, hook: Callable[[Tensor], None]) -> Callable[[], None]:
     """Call `hook` with the tensor's gradient; returns what ends it."""
     return tensor.register_hook(hook).remove
@@ -396,12 +373,3 @@ def _scalar(loss: Any) -> Tensor:
         return loss
     what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
     raise UsageError(f"loss_of returned {what}; expected the loss, a tensor with one element")
-
-
-def _refuse_sharded(model: nn.Module) -> None:
-    for name, weight in model.named_parameters():
-        if type(weight.data).__name__ == "DTensor" or type(weight).__name__ == "FlatParameter":
-            raise UnsupportedError(
-                f"{name} is sharded over processes ({type(weight.data).__name__}); "
-                "shadow sees whole parameters only: use DistributedDataParallel"
-            )
