@@ -26,10 +26,14 @@ COLUMNS = ["max_diff>", "rel_l2>", "1-cos>", "steps>", "flips>"]
 
 def printable(name: str, limit: int = 0) -> str:
     """A name from a file as it may stand in a terminal: no control characters, no markup."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+    text = _visible(name)
     if limit and len(text) > limit:
         text = f"{text[: limit // 2 - 1]}..{text[-(limit - limit // 2 - 1) :]}"
     return escape(text)
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def show_diff(found: Diff, worst: int) -> None:
@@ -62,8 +66,8 @@ def show_diff(found: Diff, worst: int) -> None:
 
 def _headlines(found: Diff) -> Iterator[str]:
     for side, checkpoint in (("A", found.a), ("B", found.b)):
-        path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in checkpoint.path)
-        yield f"{side}: {path} ({checkpoint.kind}, {len(checkpoint.entries)} tensors)"
+        path, count = _visible(checkpoint.path), len(checkpoint.entries)
+        yield f"{side}: {path} ({checkpoint.kind}, {count} tensors)"
     same = sum(1 for t in found.tensors if not t.distance.differing)
     word = "all" if same == len(found.tensors) else f"{same}"
     yield f"{len(found.tensors)} pairs of tensors, {word} of them the same"
@@ -149,7 +153,7 @@ def _listed(what: str, names: Sequence[str]) -> Iterator[str]:
 def show_series(found: Sequence[Diff], against: str) -> None:
     """Print a line for each checkpoint after the first."""
     rows = [(printable(one.b.path, 27), *_step(one)) for one in found]
-    title = f"each against the {against} ({found[0].a.path})"
+    title = f"each against the {against} ({_visible(found[0].a.path)})"
     print_table(title, ["checkpoint!", *COLUMNS, "W1 pooled>", "W1 a tensor>"], rows)
     console = messages()
     for line in _first(line for one in found for line in _notes(one)):

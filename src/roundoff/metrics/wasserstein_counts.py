@@ -6,7 +6,6 @@ Counts of two shards add up to those of both, so a tensor of any size is read on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -131,6 +130,3 @@ def tally_by_torch(bits: Tensor) -> NDArray[np.int64]:
         code = torch.where(wide < 0, -1 - wide, wide + CODES // 2)
         counts += torch.bincount(code, minlength=CODES)
     return counts.cpu().numpy()
-
-
-Tally = Callable[[Tensor], NDArray[np.int64]]

@@ -10,11 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Checkpoint", "Entry", "blocks", "why_not"]
+__all__ = ["BLOCK", "Checkpoint", "Entry", "blocks", "dtype_name", "is_beside", "why_not"]
 
 BLOCK = 8 << 20
 """Bytes of a block."""
@@ -66,10 +67,10 @@ def blocks(entry: Entry, other: Entry) -> Iterator[tuple[int, int]]:
 def why_not(dtype: torch.dtype) -> str | None:
     """Why numbers of a dtype are not compared, or None where they are."""
     if dtype.is_complex:
-        return f"{_short(dtype)}: complex numbers have no order"
+        return f"{dtype_name(dtype)}: complex numbers have no order"
     if dtype in _REAL:
         return None
-    return f"{_short(dtype)}: not numbers that can be compared"
+    return f"{dtype_name(dtype)}: not numbers that can be compared"
 
 
 _REAL = {
@@ -80,5 +81,15 @@ _REAL = {
 }  # fmt: skip
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Torch's name of a dtype, such as `bfloat16`."""
     return str(dtype).removeprefix("torch.")
+
+
+def is_beside(file: str) -> bool:
+    """Whether a name that a checkpoint gives is that of a file in its own folder.
+
+    >>> is_beside("model-1.safetensors"), is_beside("../secret"), is_beside("..")
+    (True, False, False)
+    """
+    return Path(file).name == file and file not in ("", ".", "..")

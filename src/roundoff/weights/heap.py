@@ -19,11 +19,12 @@ from roundoff.metrics.wasserstein_parts import PartCounts, has_kernels, parted_d
 from roundoff.weights.pairs import Pair
 from roundoff.weights.tensors import Gathered, Reading, common_dtype
 
-__all__ = ["Heap"]
+__all__ = ["MOST_PASSES", "Heap"]
 
 MOST_SORTED = 1 << 25
 """Elements of both sides that are sorted in memory."""
 MOST_PASSES = 4
+"""Over the files, for the heap of all tensors, unless more are asked for."""
 
 
 @dataclass

@@ -6,12 +6,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from roundoff.metrics.weights import WeightDistance
-from roundoff.weights.checkpoint import Checkpoint
+from roundoff.weights.checkpoint import Checkpoint, dtype_name
 from roundoff.weights.tensors import TensorDiff
 
 if TYPE_CHECKING:
-    import torch
-
     from roundoff.weights.diff import Diff, GroupDiff
 
 __all__ = ["metrics_of", "record_of"]
@@ -82,8 +80,8 @@ def _tensor(tensor: TensorDiff) -> dict[str, Any]:
         "name_a": pair.name_a,
         "name_b": pair.name_b,
         "shape": list(pair.a.shape),
-        "dtype_a": _short(pair.a.dtype),
-        "dtype_b": _short(pair.b.dtype),
+        "dtype_a": dtype_name(pair.a.dtype),
+        "dtype_b": dtype_name(pair.b.dtype),
         **metrics_of(tensor.distance),
         "wasserstein": tensor.wasserstein,
         "tied": pair.tied,
@@ -102,7 +100,3 @@ def _update(update: WeightDistance | None) -> dict[str, float] | None:
         "cosine": update.cosine,
         "rel_l2": update.rel_l2,
     }
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ from roundoff.weights.pairs import Pair
 __all__ = [
     "Gathered",
     "Reading",
+    "Tell",
     "TensorDiff",
     "bytes_of",
     "common_dtype",

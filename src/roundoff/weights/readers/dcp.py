@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roundoff.errors import CheckpointError
-from roundoff.weights.checkpoint import Checkpoint, Entry, why_not
+from roundoff.weights.checkpoint import Checkpoint, Entry, is_beside, why_not
 from roundoff.weights.pickles import PieceTold, Told, plain
-from roundoff.weights.readers.safetensors import Mapped
+from roundoff.weights.readers.mapped import Mapped
+from roundoff.weights.readers.strides import in_order, last_place, places
 from roundoff.weights.readers.tiles import Tile, check_tiles, fill
 
 __all__ = ["Dcp", "open_dcp"]
@@ -68,17 +69,13 @@ class Dcp(Checkpoint):
     def _read_piece(self, name: str, piece: Piece, start: int, stop: int) -> Tensor:
         told, place = self._look(name, piece)
         file = self.files[piece.file]
-        if _contiguous(told):
+        if in_order(told.shape, told.stride):
             first = place + told.offset * told.dtype.itemsize
             return file.flat(first, told.dtype, start, stop)
-        at = torch.arange(start, stop)
-        offset = torch.full_like(at, told.offset)
-        for size, stride in zip(reversed(told.shape), reversed(told.stride), strict=True):
-            offset += (at % size) * stride
-            at //= size
         size = told.dtype.itemsize
         raw = torch.as_tensor(file.data[place : place + told.held // size * size])
-        return raw.reshape(-1, size)[offset].flatten().view(told.dtype)
+        chosen = told.offset + places(told.shape, told.stride, start, stop)
+        return raw.reshape(-1, size)[chosen].flatten().view(told.dtype)
 
     def _look(self, name: str, piece: Piece) -> tuple[PieceTold, int]:
         """What a piece says of itself, and the byte of the file at which its storage begins."""
@@ -90,22 +87,13 @@ class Dcp(Checkpoint):
         return self.told[key]
 
 
-def _contiguous(told: PieceTold) -> bool:
-    expected = 1
-    for size, stride in zip(reversed(told.shape), reversed(told.stride), strict=True):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
 def _agree(path: str, name: str, told: PieceTold, entry: Entry, piece: Piece) -> None:
     if (told.dtype, told.shape) != (entry.dtype, piece.tile.sizes):
         raise CheckpointError(
             f"{piece.file!r} of {path} holds {told.dtype} {list(told.shape)} for {name!r}, where "
             f".metadata says {entry.dtype} {list(piece.tile.sizes)}"
         )
-    last = told.offset + sum((n - 1) * s for n, s in zip(told.shape, told.stride, strict=True))
+    last = told.offset + last_place(told.shape, told.stride)
     if told.shape and math.prod(told.shape) and (last + 1) * told.dtype.itemsize > told.held:
         raise CheckpointError(f"{piece.file!r} of {path} is damaged: {name!r} exceeds its storage")
 
@@ -164,7 +152,7 @@ def _take(
         if info.__dict__.get("transform_descriptors"):
             raise CheckpointError(f"{found.path}: {name!r} is compressed; not read")
         file = str(info.__dict__["relative_path"])
-        if Path(file).name != file or file in ("", ".", ".."):
+        if not is_beside(file):
             raise CheckpointError(f"{found.path} names a file {file!r} that is not in it")
         pieces.append(Piece(tile, file, int(info.__dict__["offset"]), int(info.__dict__["length"])))
     check_tiles(found.path, name, shape, [piece.tile for piece in pieces])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from roundoff.errors import CheckpointError
 from roundoff.weights.checkpoint import Checkpoint, Entry, why_not
+from roundoff.weights.readers.strides import last_place, places
 
 __all__ = ["InMemory"]
 
@@ -54,13 +55,9 @@ class InMemory(Checkpoint):
         if tensor.is_contiguous():
             return tensor.reshape(-1)[start:stop].cpu()
         # The whole, made contiguous, might not fit: the elements are looked up one by one.
-        at, offset = torch.arange(start, stop), torch.zeros(stop - start, dtype=torch.int64)
-        for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
-            offset += (at % size) * stride
-            at //= size
-        reach = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        whole = tensor.as_strided((reach,), (1,), tensor.storage_offset())
-        return whole[offset.to(tensor.device)].cpu()
+        form = tensor.shape, tensor.stride()
+        whole = tensor.as_strided((1 + last_place(*form),), (1,), tensor.storage_offset())
+        return whole[places(*form, start, stop).to(tensor.device)].cpu()
 
 
 def _identity(tensor: Tensor) -> tuple[Any, ...]:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from roundoff.errors import CheckpointError
 from roundoff.weights.checkpoint import Checkpoint, Entry, why_not
+from roundoff.weights.readers.mapped import Mapped
 
-__all__ = ["Mapped", "Safetensors", "open_safetensors"]
+__all__ = ["Safetensors", "open_safetensors"]
 
 MOST_HEADER = 100_000_000
 """Bytes of a header; the format's own limit."""
@@ -32,31 +32,6 @@ DTYPES = {
     "I8": torch.int8, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32,
     "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
-
-
-class Mapped:
-    """A file, mapped into memory: elements of any dtype from any byte on."""
-
-    def __init__(self, path: Path) -> None:
-        # Copy on write, since torch wants memory that could be written.
-        whole = np.memmap(path, np.uint8, "c") if path.stat().st_size else np.empty(0, np.uint8)
-        self.data = whole.view(np.ndarray)
-        self._aligned = torch.empty(0, dtype=torch.uint8)
-
-    def flat(self, place: int, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        """Return elements start to stop of those that begin at a byte."""
-        size = dtype.itemsize
-        if start == stop:
-            return torch.empty(0, dtype=dtype)
-        raw = torch.as_tensor(self.data[place + start * size : place + stop * size])
-        if dtype is torch.bool:  # any byte but 0 is true, also one that torch would not write
-            return raw.ne(0)
-        if place % size == 0:
-            return raw.view(dtype)
-        # Into memory that is there already: touching new pages takes longer than copying.
-        if self._aligned.numel() < raw.numel():
-            self._aligned = torch.empty(raw.numel(), dtype=torch.uint8)
-        return self._aligned[: raw.numel()].copy_(raw).view(dtype)
 
 
 @dataclass

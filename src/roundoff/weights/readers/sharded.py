@@ -11,7 +11,7 @@ from typing import cast
 from torch import Tensor
 
 from roundoff.errors import CheckpointError
-from roundoff.weights.checkpoint import Checkpoint
+from roundoff.weights.checkpoint import Checkpoint, is_beside
 
 __all__ = ["Sharded", "open_index"]
 
@@ -39,7 +39,7 @@ def open_index(path: Path, opened: Callable[[Path], Checkpoint]) -> Checkpoint:
     for file in files:
         if file.endswith(".json"):
             raise CheckpointError(f"{path} names {file!r}, an index, as a file of tensors")
-        if Path(file).name != file or file in ("", ".", ".."):
+        if not is_beside(file):
             raise CheckpointError(f"{path} names a file {file!r} that is not beside it")
     if absent := [file for file in files if not (path.parent / file).is_file()]:
         more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
