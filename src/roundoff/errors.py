@@ -33,6 +33,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "WorkerDiedError",
+    "in_one_line",
 ]
 
 
@@ -107,3 +108,13 @@ class CellError(RoundoffError):
 
 class WorkerDiedError(CellError):
     """The worker of a cell died or hung."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What somebody else's code raised: the type, and the first line of what it says.
+
+    >>> in_one_line(ValueError("too long\\nby far")), in_one_line(KeyboardInterrupt())
+    ('ValueError: too long', 'KeyboardInterrupt')
+    """
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

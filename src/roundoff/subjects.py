@@ -14,6 +14,7 @@ from roundoff.errors import (
     UnknownNameError,
     UnsupportedError,
     UsageError,
+    in_one_line,
 )
 from roundoff.intercept.spy import require_event, spy
 from roundoff.kernels import KERNELS, kernels_of
@@ -111,12 +112,6 @@ class KernelSubject:
 
 
 Subject = RecipeSubject | KernelSubject
-
-
-def in_one_line(error: BaseException) -> str:
-    """The type of an error, and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def resolve_subject(operator: Operator, name: SubjectName) -> Subject:

@@ -15,7 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from roundoff.errors import KernelError, RoundoffError, UnsupportedError, UsageError
+from roundoff.errors import (
+    KernelError,
+    RoundoffError,
+    UnsupportedError,
+    UsageError,
+    in_one_line,
+)
 from roundoff.formats import FORMATS
 from roundoff.intercept.spy import require_event, spy
 from roundoff.kernels.kernel import Kernel, check_outputs
@@ -81,10 +87,7 @@ class _Run:
         except RoundoffError:
             raise
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise KernelError(
-                f"kernel {self.kernel.name!r} raised {type(error).__name__}: {first}"
-            ) from error
+            raise KernelError(f"kernel {self.kernel.name!r} raised {in_one_line(error)}") from error
 
 
 def _profiled() -> bool:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from roundoff.errors import RoundoffError, UnsupportedError, UsageError
+from roundoff.errors import RoundoffError, UnsupportedError, UsageError, in_one_line
 from roundoff.kernels import settings
 from roundoff.kernels.loading import Loaded, load
 from roundoff.state.random_states import RandomStates, seeded
@@ -66,8 +66,7 @@ def _made(place: str, loaded: Loaded, init_seed: int, data_seed: int) -> Any:
     except RoundoffError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise UsageError(f"{place} raised {type(error).__name__}: {first}") from error
+        raise UsageError(f"{place} raised {in_one_line(error)}") from error
 
 
 def _task(place: str, loaded: Loaded, init_seed: int, data_seed: int) -> Task:
