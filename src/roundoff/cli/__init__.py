@@ -34,7 +34,7 @@ _HELP = {
     "train": "Train a baseline and arms that differ in one thing each, and compare their weights.",
     "diff": "Compare two checkpoints of any size and format, or a series of them.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
-    "list": "Show formats, recipes, kernels, inputs, metrics and studies, and what runs here.",
+    "list": "Show formats, recipes, kernels, workloads, arms and the like, and what runs here.",
 }
 _EXAMPLES = {
     "study": """Studies: `flash-attention`, `low-precision-failure`, `recipes`.
@@ -62,7 +62,8 @@ How many bits of your kernel a recipe explains:
 
     roundoff train --workload text-to-image --baseline torch-math --candidate torch-cpu-flash
 
-A model and a patch of yours:
+A model and a patch of yours (`roundoff list workloads` and `roundoff list arms` say what there
+is):
 
     roundoff train --workload mine.py:build --candidate mine.py:patch
 """,

@@ -12,7 +12,10 @@ from roundoff.cli.terminal import print_json, print_table
 
 __all__ = ["list_command"]
 
-Kind = Literal["formats", "recipes", "kernels", "inputs", "parameters", "metrics", "studies", "all"]
+Kind = Literal[
+    "formats", "recipes", "kernels", "inputs", "parameters", "metrics", "workloads", "arms",
+    "studies", "all",
+]  # fmt: skip
 Row = dict[str, Any]
 
 
@@ -28,7 +31,7 @@ def list_command(
     Parameters
     ----------
     kind:
-        formats, recipes, kernels, inputs, parameters, metrics, studies, or all.
+        formats, recipes, kernels, inputs, parameters, metrics, workloads, arms, studies, or all.
     operator:
         Only what belongs to this operator.
     json:
@@ -119,6 +122,21 @@ def _metrics(operator: str | None) -> list[Row]:
     ]
 
 
+def _workloads(operator: str | None) -> list[Row]:
+    from roundoff.workloads import WORKLOADS  # noqa: PLC0415
+
+    return [
+        {"name": w.name, "runs here": w.missing() or "yes", "what it is": w.doc}
+        for w in WORKLOADS.values()
+    ]
+
+
+def _arms(operator: str | None) -> list[Row]:
+    from roundoff.training.arms import FORMS  # noqa: PLC0415
+
+    return [{"name": name, "differs from the baseline in": how} for name, how in FORMS.items()]
+
+
 def _studies(operator: str | None) -> list[Row]:
     from roundoff.studies import STUDIES  # noqa: PLC0415
 
@@ -132,5 +150,7 @@ _LISTS: dict[str, Callable[[str | None], list[Row]]] = {
     "inputs": _inputs,
     "parameters": _parameters,
     "metrics": _metrics,
+    "workloads": _workloads,
+    "arms": _arms,
     "studies": _studies,
 }

@@ -1,14 +1,4 @@
-"""Arms: training runs that differ from the baseline in one thing each.
-
-rerun                nothing: how far the machine is from repeating itself
-ulp                  one weight, by one unit in the last place
-data-order           the same batches in another order
-seed                 another initial seed
-fp32, bf16, fp16     autocast to a format (fp16 with loss scaling)
-ATTENTION            a kernel or recipe, also at a format: fa2, fa2@bf16, torch-cpu-flash
-module:function      a patch of the model, or an attention of yours, by its parameters
-ARM@STEP             the same, but only from step STEP on: a branch off the baseline
-"""
+"""Arms: training runs that differ from the baseline in one thing each. `FORMS` says which."""
 
 from __future__ import annotations
 
@@ -25,7 +15,7 @@ from roundoff.kernels.loading import load
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.training.variants import AS_IT_IS, AUTOCAST, Variant, attended, patched
 
-__all__ = ["CONTROLS", "FORMATS", "Arm", "parse_arm", "parse_arms", "variant_named"]
+__all__ = ["CONTROLS", "FORMATS", "FORMS", "Arm", "parse_arm", "parse_arms", "variant_named"]
 
 Change = Literal["nothing", "ulp", "data order", "initial seed", "format", "model"]
 
@@ -33,6 +23,19 @@ CONTROLS: dict[str, Change] = {
     "rerun": "nothing", "ulp": "ulp", "data-order": "data order", "seed": "initial seed",
 }  # fmt: skip
 FORMATS = ("fp32", *AUTOCAST)
+FORMS = {
+    "rerun": "nothing: how far the machine is from repeating itself",
+    "ulp": "one weight, by one unit in the last place",
+    "data-order": "the same batches in another order",
+    "seed": "another initial seed",
+    "fp32": "autocast off",
+    "bf16": "autocast to bf16",
+    "fp16": "autocast to fp16, with loss scaling",
+    "ATTENTION": "a kernel or a recipe, also at a format: fa2, fa2@bf16, torch-cpu-flash",
+    "module:function": "a patch of the model, or an attention of yours, by its parameters",
+    "ARM@STEP": "the same, but only from step STEP on: a branch off the baseline",
+}
+"""What names an arm, and what that arm differs in from the baseline."""
 
 
 @dataclass(frozen=True)
