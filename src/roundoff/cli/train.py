@@ -27,6 +27,7 @@ from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
 from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
 from roundoff.training.verdict import (
+    Direct,
     Unit,
     arms_of,
     direct_errors,
@@ -63,8 +64,8 @@ def train_command(
     Parameters
     ----------
     workload:
-        text, text-to-image, or yours: module:function that returns (model, optimizer, batches,
-        loss).
+        text, text-to-image (roundoff list workloads), or yours: module:function that returns
+        (model, optimizer, batches, loss).
     baseline:
         The attention of the baseline (default: the model's own).
     candidate:
@@ -72,7 +73,7 @@ def train_command(
         (bf16), or functions of yours that change a model, as module:function.
     yardsticks:
         What it is measured by, comma-separated: ulp, rerun, data-order, seed, fp16, bf16, or
-        anything that a candidate can be; ARM@STEP starts at a later step.
+        anything that a candidate can be; ARM@STEP starts at a later step (roundoff list arms).
     format:
         Autocast of all arms: fp32, bf16 or fp16.
     steps:
@@ -80,7 +81,7 @@ def train_command(
     repeats:
         Pairs of seeds; intervals are over them.
     sampled:
-        Steps at which the direct error is taken.
+        Steps at which the candidates' direct error is taken; 0: none.
     seed:
         The first seed.
     threads:
@@ -90,7 +91,7 @@ def train_command(
     timing:
         Also time a step with each candidate, in turn with the baseline's.
     report:
-        Write report.html and pictures beside the results.
+        Write report.html and pictures beside the results; --no-report leaves them out.
     """
     if running.shard:
         raise UsageError(
@@ -148,7 +149,7 @@ def _told_before(experiment: Experiment, jobs: int, folder: Path) -> str:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def _report(run: Run) -> list[Path]:
@@ -237,10 +238,7 @@ def _ratio(unit: Unit) -> str:
 
 
 def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> None:
-    named = [arm.name for arm in experiment.arms if arm.is_candidate]
-    found = [
-        d for n in named for of in ("gradient", "update") if (d := direct_errors(records, n, of))
-    ]
+    found = _judged(experiment, records)
     if not found:
         return
     rows = [
@@ -250,6 +248,12 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
     ]  # fmt: skip
     columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "largest gain>", "detectable>"]
     print_table("noise or bias: the direct error, without feedback", columns, rows)
+
+
+def _judged(experiment: Experiment, records: Sequence[dict[str, Any]]) -> list[Direct]:
+    """Noise or bias of every candidate that was sampled, of its gradient and of its update."""
+    asked = [(name, of) for name in experiment.candidates for of in ("gradient", "update")]
+    return [found for name, of in asked if (found := direct_errors(records, name, of))]
 
 
 def _show_times(times: Sequence[dict[str, Any]]) -> None:
@@ -282,10 +286,6 @@ def _document(
     records: Sequence[dict[str, Any]],
     pages: Sequence[Path],
 ) -> dict[str, Any]:
-    named = [arm.name for arm in experiment.arms if arm.is_candidate]
-    direct = [
-        d for n in named for of in ("gradient", "update") if (d := direct_errors(records, n, of))
-    ]
     return {
         "run": str(run.path),
         "experiment": experiment.to_record(),
@@ -300,7 +300,7 @@ def _document(
             for u in units(records, experiment.candidates, experiment.yardsticks)
         ],
         "growth": [dataclasses.asdict(g) for arm in arms_of(records) for g in growth(records, arm)],
-        "direct": [dataclasses.asdict(d) for d in direct],
+        "direct": [dataclasses.asdict(d) for d in _judged(experiment, records)],
         "step_times": step_times(run, experiment),
         "report": [str(page) for page in pages],
     }

@@ -21,7 +21,7 @@ from roundoff.metrics.direct import DirectError
 from roundoff.metrics.sign_flips import flip_tail, holm, persistence
 from roundoff.metrics.student_t import t_quantile, t_tail
 
-__all__ = ["ALPHA", "ENOUGH", "Judgement", "TensorError", "Word", "gravest", "judge"]
+__all__ = ["ALPHA", "ENOUGH", "RANK", "Judgement", "TensorError", "Word", "gravest", "judge"]
 
 ALPHA = 1e-3
 """Chance of any false alarm among all tensors of one run."""

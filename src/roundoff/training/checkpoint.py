@@ -1,8 +1,8 @@
 """The state of a repeat on the disk, so that a killed one goes on bit for bit.
 
-    <folder>/step-<n>/<arm>.safetensors    a snapshot of each arm
-                      direct.safetensors   the direct errors so far
-                      notes.json           what was measured so far, and the counters
+    <folder>/step-<n>/<number>-<arm>.safetensors   a snapshot of each arm
+                      direct.safetensors           the direct errors so far
+                      notes.json                   what was measured so far, and the counters
 
 A state is written beside the last one, which is removed when the new one is whole.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from roundoff.store.json import dumps, loads
 
 if TYPE_CHECKING:
     from roundoff.training.lab import Lab
+    from roundoff.training.runner import Runner
 
 __all__ = ["load_state", "save_state"]
 
@@ -39,8 +41,8 @@ def save_state(lab: Lab, folder: Path) -> None:
     with disk_errors("write the state in", folder):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        for name, runner in lab.everyone.items():
-            runner.capture(lab.step).save(part / _file(name))
+        for file, runner in _files(lab, part):
+            runner.capture(lab.step).save(file)
         library: Any = safetensors.torch
         library.save_file(_direct(lab), part / "direct.safetensors")
         notes = {name: getattr(lab, name) for name in LOGS} | {
@@ -70,8 +72,8 @@ def load_state(lab: Lab, folder: Path) -> None:
 
 def _load(lab: Lab, place: Path) -> None:
     notes: Any = loads((place / "notes.json").read_bytes())
-    for name, runner in lab.everyone.items():
-        runner.restore(Snapshot.load(place / _file(name)))
+    for file, runner in _files(lab, place):
+        runner.restore(Snapshot.load(file))
     library: Any = safetensors.torch
     held: dict[str, Tensor] = library.load_file(place / "direct.safetensors")
     tensors = {name: held[name] for name in notes["direct"]}
@@ -103,5 +105,8 @@ def _states(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
-def _file(arm: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.@-]+", "_", arm) + ".safetensors"
+def _files(lab: Lab, place: Path) -> Iterator[tuple[Path, Runner]]:
+    """The file of each arm: by number, since two names may read alike without their slashes."""
+    for number, (name, runner) in enumerate(lab.everyone.items()):
+        readable = re.sub(r"[^A-Za-z0-9.@-]+", "_", name)[-60:]
+        yield place / f"{number:02}-{readable}.safetensors", runner

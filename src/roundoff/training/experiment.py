@@ -15,7 +15,7 @@ from roundoff.store.json import digest
 from roundoff.training.arms import FORMATS, Arm, parse_arm, parse_arms, variant_named
 from roundoff.training.variants import AS_IT_IS, Variant
 
-__all__ = ["Experiment", "Repeat", "logged_steps"]
+__all__ = ["Experiment", "Repeat", "environment", "logged_steps"]
 
 LIBRARIES = ("transformers", "diffusers", "tokenizers", "matplotlib")
 ROOMS = ("training", "workloads", "state")
@@ -29,9 +29,9 @@ class Experiment:
     """Runs of one workload: a baseline, and arms that differ from it in one thing each.
 
     `baseline` is an attention (None: the model's own), `format` what both sides are autocast
-    to. At `sampled` of the `steps` the candidates' direct error is taken. `long` is the length of
-    one more baseline run, for a sample of what the model learns (0: none); `timed` asks for the
-    time of a step with each candidate.
+    to. At `sampled` of the `steps`, or a few more at equal distances, the candidates' direct error
+    is taken (0: at none). `long` is the length of one more baseline run, for a sample of what the
+    model learns (0: none); `timed` asks for the time of a step with each candidate.
     """
 
     workload: str
@@ -52,8 +52,9 @@ class Experiment:
         for name in ("steps", "repeats", "threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1")
-        if self.sampled < 0:
-            raise UsageError(f"sampled is {self.sampled}; expected a number of steps")
+        for name in ("sampled", "long"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected a number of steps")
         if self.format not in FORMATS:
             raise UsageError(f"format {self.format!r}; expected {', '.join(FORMATS)}")
         for arm in self.arms:
@@ -75,13 +76,20 @@ class Experiment:
     @property
     def every(self) -> int:
         """How many steps from one sample of the direct error to the next."""
-        return max(1, self.steps // self.sampled) if self.sampled else self.steps + 1
+        return max(1, self.steps // max(1, self.sampled))
 
     def arms_of(self, repeat: int) -> tuple[Arm, ...]:
         """The arms of one repeat: the slow one only in the first third, at least in two."""
         last = max(2, -(-self.repeats // 3))
         slow = self.format != SLOW and repeat >= last
         return tuple(arm for arm in self.arms if not (slow and arm.format == SLOW))
+
+    def sampled_of(self, repeat: int) -> tuple[Arm, ...]:
+        """The candidates of one repeat whose direct error is taken."""
+        if not self.sampled:
+            return ()
+        named = (arm for arm in self.arms_of(repeat) if arm.name in self.candidates)
+        return tuple(arm for arm in named if arm.is_candidate)
 
     def all_repeats(self) -> dict[str, Repeat]:
         """The repeats by id: what is one line of a run, each."""

@@ -48,8 +48,8 @@ class Lab:
         self.log: Log = {}
         self.distances: Log = {}
         self.tensors: Log = {}
-        self.candidates = [a for a in repeat.arms if a.name in self.experiment.candidates]
-        self.updates = {arm.name: DirectError() for arm in self.candidates if arm.is_candidate}
+        self.candidates = self.experiment.sampled_of(repeat.number)
+        self.updates = {arm.name: DirectError() for arm in self.candidates}
 
     def run(self, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Train to the end; `tell` hears how many steps are taken."""
@@ -92,7 +92,7 @@ class Lab:
         )  # fmt: skip
 
     def _shadow(self) -> Shadow:
-        candidates = {arm.name: _as_variant(arm) for arm in self.candidates if arm.is_candidate}
+        candidates = {arm.name: _as_variant(arm) for arm in self.candidates}
         every = self.experiment.every
         return Shadow(
             self.baseline.model, candidates, every=every, seed=self.repeat.seed, keep=True

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from roundoff.errors import RoundoffError, UnsupportedError
+from roundoff.errors import RoundoffError, UnsupportedError, in_one_line
 from roundoff.executors import run_tasks
 from roundoff.records import SCHEMA
 from roundoff.store import Run
@@ -167,10 +167,7 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     }
     if not isinstance(outcome, Exception):
         return {**head, "status": "ok", **outcome}
-    if not isinstance(outcome, RoundoffError):
-        text = f"{type(outcome).__name__}: {outcome}".splitlines()[0]
-    else:
-        text = str(outcome)
+    text = str(outcome) if isinstance(outcome, RoundoffError) else in_one_line(outcome)
     status = "skipped" if isinstance(outcome, UnsupportedError) else "failed"
     return {**head, "status": status, "error": text}
 

@@ -16,7 +16,7 @@ from roundoff.metrics.noise_or_bias import RANK, gravest
 
 __all__ = [
     "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth", "losses",
-    "steps_of", "units",
+    "steps_of", "units", "values",
 ]  # fmt: skip
 
 Record = Mapping[str, Any]
