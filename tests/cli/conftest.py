@@ -55,8 +55,10 @@ def inside(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder.path)
 
     def run(*arguments, status=0):
+        asked = [str(a) for a in arguments]
+        monkeypatch.setattr(sys, "argv", ["roundoff", *asked])  # what "again:" repeats
         with pytest.raises(SystemExit) as ended:
-            main([str(a) for a in arguments])
+            main(asked)
         out, err = capsys.readouterr()
         assert ended.value.code == status, err
         return out, err

@@ -45,8 +45,10 @@ def test_the_document_is_strict_json(inside, folder):
         (("--yardsticks", "upl"), "did you mean 'ulp'"),
         (("--workload", "txt"), "did you mean 'text'"),
         (("--steps", "0"), "steps is 0"),
+        (("--long", "-1"), "long is -1"),
+        (("--jobs", "0"), "--jobs 0: expected at least 1"),
+        (("--workload", "mine.py"), "expected mine.py:function"),
         (("--format", "fp8"), "format 'fp8'"),
-        (("--candidate", "fa3", "--workload", f"{TINY}:build"), "no backward"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(inside, folder, options, says):
@@ -60,4 +62,11 @@ def test_bad_input_is_one_line_and_writes_nothing(inside, folder, options, says)
             asked += [name, value]
     _, err = inside(*asked, status=2)
     assert says in err
+    assert err.strip().count("\n") == 0
+    assert not (folder.path / "run").exists()
+
+
+def test_a_recipe_that_cannot_train_is_told_by_its_repeats(inside):
+    _, err = inside(*ARGS, "--candidate", "fa3", "-o", "run", status=2)
+    assert "no backward" in err
     assert "Traceback" not in err

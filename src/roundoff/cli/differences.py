@@ -79,7 +79,7 @@ def _headlines(found: Diff) -> Iterator[str]:
 
 def _group(group: GroupDiff) -> tuple[str, ...]:
     pooled = "" if group.wasserstein_pooled is None else _short(group.wasserstein_pooled)
-    name = printable(group.name, 27)
+    name = printable(group.name, 20)
     per_tensor = _short(group.wasserstein_per_tensor)
     return (name, str(group.tensors), *_metrics(group.distance), pooled, per_tensor)
 

@@ -45,15 +45,21 @@ class Running:
     shard: str | None = None
     json: Annotated[bool, Parameter(negative="")] = False
 
+    @property
+    def workers(self) -> int:
+        """How many processes work at a time; a `UsageError` for none."""
+        jobs = (os.cpu_count() or 1) if self.jobs is None else self.jobs
+        if jobs < 1:
+            raise UsageError(f"--jobs {jobs}: expected at least 1")
+        return jobs
+
 
 def carry_out(
     cells: list[Cell], running: Running, *, folder: Path, manifest: Mapping[str, Any]
 ) -> tuple[Run, dict[str, Cell], Progress]:
     """Measure the cells that the run in `folder` does not have, with a progress bar."""
     # All that can be wrong with what was asked comes first: a refused command leaves no folder.
-    jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
-    if jobs < 1:
-        raise UsageError(f"--jobs {jobs}: expected at least 1")
+    jobs = running.workers
     if not running.timeout > 0:
         raise UsageError(f"--timeout {running.timeout:g}: expected seconds above 0")
     threads = max((c.threads for c in cells), default=1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -121,7 +120,7 @@ def carry_out_training(
     """Train the repeats that the run in `folder` does not have, with a progress bar."""
     load_workload(experiment.workload)
     _ = experiment.variant
-    jobs = (os.cpu_count() or 1) if running.jobs is None else running.jobs
+    jobs = running.workers
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)
     wanted = all_ids(experiment)

@@ -45,6 +45,8 @@ def load_workload(name: str) -> Workload:
         loaded = load(name)
         doc = inspect.getdoc(loaded.function) or "a workload of yours"
         return Workload(name, doc, lambda init, data: _task(name, loaded, init, data), _nothing)
+    if name.endswith(".py"):
+        raise UsageError(f"workload {name!r} names no function; expected {name}:function")
     workload = WORKLOADS[name]
     if missing := workload.missing():
         raise UnsupportedError(f"workload {name!r} cannot run here; it needs {missing}")
