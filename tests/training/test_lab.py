@@ -231,7 +231,7 @@ def test_the_process_is_left_as_it_was():
     states, attention = RandomStates.here(), functional.scaled_dot_product_attention
     expected = torch.rand(3)
     states.put_back()
-    Lab(repeat(steps=2, sampled=2)).run()
+    Lab(repeat(steps=8, sampled=4)).run()
     assert torch.equal(torch.rand(3), expected)
     assert functional.scaled_dot_product_attention is attention
     assert not torch.is_autocast_enabled("cpu")
