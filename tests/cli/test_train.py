@@ -14,13 +14,19 @@ def test_tables_and_the_same_again(inside):
     asked = (*ARGS, "--candidate", "fa2@bf16", "--yardsticks", "ulp,rerun", "-o", "run")
     out, err = inside(*asked)
     assert "distance of the weights" in out
-    assert "rerun = 0" in out
+    assert "unit = 0" in out
     assert "noise or bias" in out
     assert max(map(len, out.splitlines())) <= 100
     assert "their state is kept in run/state" in err
     again, err = inside(*asked)
     assert again == out
     assert "state is kept" not in err  # nothing was trained
+
+
+def test_a_candidate_that_changes_nothing_is_said_to_be_zero(inside):
+    out, _ = inside(*ARGS, "--candidate", "torch-math", "--yardsticks", "ulp", "-o", "run")
+    [row] = [line for line in out.splitlines() if " ulp  " in line and "torch-math" in line]
+    assert row.count("candidate = 0") == 3
 
 
 def test_the_document_is_strict_json(inside, folder):
@@ -70,3 +76,17 @@ def test_a_recipe_that_cannot_train_is_told_by_its_repeats(inside):
     _, err = inside(*ARGS, "--candidate", "fa3", "-o", "run", status=2)
     assert "no backward" in err
     assert "Traceback" not in err
+
+
+def test_a_loss_that_is_no_scalar(inside):
+    Path("mine.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(TINY.parent)!r})\n"
+        "from tiny import build as whole\n"
+        "def build():\n"
+        "    model, optimizer, batches, loss = whole()\n"
+        "    return model, optimizer, batches, lambda model, x: loss(model, x).expand(3)\n"
+    )
+    _, err = inside("train", "--workload", "mine.py:build", "--yardsticks", "ulp", "--steps", 2,
+                    "--repeats", 1, "--jobs", 1, "--no-report", "-o", "run", status=2)  # fmt: skip
+    assert "the loss is a tensor (3,); expected a tensor with one element" in err

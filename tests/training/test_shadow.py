@@ -624,7 +624,7 @@ def test_two_shadows_of_one_model_do_not_see_each_other():
 
 @pytest.mark.parametrize("loss", [1.5, torch.ones(3), (torch.ones(()),)])
 def test_what_is_no_loss_is_one_line(loss):
-    with shadow(Affine(), None, tripled) as s, pytest.raises(UsageError, match="expected the loss"):
+    with shadow(Affine(), None, tripled) as s, pytest.raises(UsageError, match="expected a tensor"):
         s(lambda model: loss)
 
 

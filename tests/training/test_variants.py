@@ -93,6 +93,21 @@ def test_a_copy_without_the_models_weights_is_refused():
         pass
 
 
+def test_a_patch_that_rounds_the_weights_once_is_refused():
+    def rounded(model):
+        with torch.no_grad():
+            model[2].weight.copy_(model[2].weight.bfloat16())
+
+    own = model()
+    with (
+        pytest.raises(KernelError, match=r"other values into 2\.weight"),
+        patched(rounded).entered(own),
+    ):
+        pass
+    with patched(lambda model: model.bfloat16()).entered(own) as twin:  # rounds at every entry
+        assert torch.equal(twin[2].weight, own[2].weight.bfloat16())
+
+
 def test_tied_weights_stay_tied_in_the_copy():
     own = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     own[1].weight = own[0].weight

@@ -131,6 +131,16 @@ def test_what_is_no_cast():
     assert "nothing is lost" in str(diff(exact, b | {"scale": exact["scale"].bfloat16()}).cast)
 
 
+def test_a_loss_that_both_ways_of_rounding_share():
+    a = {"norm": torch.full((4,), 1.001), "w": torch.tensor([1.0, -2.0])}
+    b = {n: t.bfloat16() for n, t in a.items()}
+    assert str(diff(a, b).cast) == "B is A cast to bf16 (nearest or truncated)"
+    more = {"x": torch.tensor([1.007])}  # truncated to 1.0
+    found = diff(a | more, b | {"x": torch.ones(1, dtype=torch.bfloat16)})
+    assert str(found.cast) == "B is A cast to bf16 (truncated)"
+    assert [str(t.cast.mode) for t in found.tensors] == ["either", "exact", "truncated"]
+
+
 def test_updates_from_a_base(tmp_path):
     c = weights()
     a, b = moved(c, seed=1), moved(c, seed=2)

@@ -237,6 +237,16 @@ def test_what_is_no_checkpoint(tmp_path, name, words):
     refused(tmp_path / name, words)
 
 
+@pytest.mark.parametrize("cut", [0, 20, 0.3])
+def test_torch_files_that_are_cut_short_or_something_else(tmp_path, cut):
+    torch.save(weights(), tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(cut * len(whole)) if cut < 1 else cut])
+    refused(tmp_path / "cut.pt", "is no checkpoint of torch.save, or is cut short or damaged")
+    (tmp_path / "text.pt").write_text("hello world")
+    refused(tmp_path / "text.pt", "is no checkpoint of torch.save")
+
+
 def test_several_checkpoints_in_a_folder(tmp_path):
     for name in ("one.safetensors", "two.safetensors"):
         (tmp_path / name).write_bytes(save({"w": torch.ones(1)}))

@@ -194,7 +194,9 @@ def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None
     rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
     title = f"distance of the weights from the baseline's, rel_l2, {len(records)} repeats"
     print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
-    messages().print("growth: d log(distance) / d log(step) over the last two steps", style="dim")
+    messages().print(
+        "growth: d log(distance) / d log(step) over the last two compared steps", style="dim"
+    )
 
 
 def _fall(records: Sequence[dict[str, Any]], arm: str) -> str:
@@ -231,7 +233,10 @@ def _show_units(
 def _ratio(unit: Unit) -> str:
     """A ratio and the factor to either end of its interval, which is symmetrical on logarithms."""
     if unit.ratio is None:
-        return unit.why.replace(" is exactly 0", " = 0")
+        for side, name in (("candidate", unit.candidate), ("unit", unit.yardstick)):
+            if unit.why == f"{name} is exactly 0":
+                return f"{side} = 0"  # names may be longer than the column
+        return unit.why
     factor = unit.ratio.high / unit.ratio.estimate
     return f"{unit.ratio.estimate:.2g}" + (f" ×÷{factor:.2g}" if math.isfinite(factor) else "")
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from roundoff.state import Snapshot
 from roundoff.state.random_states import seeded
 from roundoff.training.arms import Arm
+from roundoff.training.shadow import scalar
 from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
 from roundoff.workloads import Workload
 from roundoff.workloads.protocol import generator_of
@@ -84,6 +85,7 @@ class Runner:
                 loss = (
                     task.loss(self.model, batch) if loss_of is None else loss_of(task.loss, batch)
                 )
+            loss = scalar(loss)
             scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
             scaled.backward()
         if self.scaler is not None:

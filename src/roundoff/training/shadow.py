@@ -27,7 +27,7 @@ from roundoff.training.redraw import FEWEST, KEPT, redrawn
 from roundoff.training.undisturbed import undisturbed
 from roundoff.training.variants import AS_IT_IS, Variant, Way, parameters, variant
 
-__all__ = ["REDRAWN", "Shadow", "shadow"]
+__all__ = ["REDRAWN", "Shadow", "scalar", "shadow"]
 
 REDRAWN = 5
 """One sample in so many is taken at redrawn weights, and costs a second backward pass."""
@@ -153,7 +153,7 @@ class Shadow:
         if self.calls % self.every == 0:
             self._sample(lambda model: loss_of(model, *args, **options))
         self.calls += 1
-        loss = _scalar(loss_of(self.model, *args, **options))
+        loss = scalar(loss_of(self.model, *args, **options))
         if loss.requires_grad:
             call = _Call()
             self._awaited = weakref.ref(call)
@@ -230,7 +230,7 @@ class Shadow:
         try:
             with undisturbed(self._inner), way.entered(self._inner) as model:
                 weights = parameters(model)
-                loss = _scalar(loss_of(model))
+                loss = scalar(loss_of(model))
                 upstream = torch.full_like(loss, float(self._scale))
                 autograd: Any = torch.autograd
                 found = autograd.grad(loss, [*weights.values()], upstream, allow_unused=True)
@@ -368,8 +368,9 @@ def _wide(t: Tensor) -> Tensor:
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
-def _scalar(loss: Any) -> Tensor:
+def scalar(loss: Any) -> Tensor:
+    """The loss itself; `UsageError` unless it is a tensor with one element."""
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss
     what = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-    raise UsageError(f"loss_of returned {what}; expected the loss, a tensor with one element")
+    raise UsageError(f"the loss is {what}; expected a tensor with one element")

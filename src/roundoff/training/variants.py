@@ -112,6 +112,7 @@ def patched(patch: Patch, name: str | None = None) -> Variant:
     otherwise. A model that trains under it is changed itself, and keeps its parameters.
 
     Errors: `KernelError` where the patched copy has no parameters of the model's names and shapes,
+    where the patch wrote other values into them, which the next entry would overwrite,
     and where the patch gives a model in training other parameters, which its optimizer has not.
     """
     copies: dict[int, tuple[nn.Module, nn.Module]] = {}
@@ -119,7 +120,9 @@ def patched(patch: Patch, name: str | None = None) -> Variant:
     @contextlib.contextmanager
     def entered(model: nn.Module) -> Generator[nn.Module]:
         if id(model) not in copies:
-            copies[id(model)] = model, _result(patch, copy.deepcopy(model))
+            made = _result(patch, copy.deepcopy(model))
+            _refuse_other_values(model, made)
+            copies[id(model)] = model, made
         twin = copies[id(model)][1]
         twin.train(model.training)
         _copy_weights(model, twin)
@@ -144,6 +147,20 @@ def _result(patch: Patch, model: nn.Module) -> nn.Module:
     """The patched model: what the patch returns, or the model itself, changed."""
     returned = patch(model)
     return returned if isinstance(returned, nn.Module) else model
+
+
+def _refuse_other_values(model: nn.Module, made: nn.Module) -> None:
+    """A patch that rounds the weights once would be measured without its rounding: "identical"."""
+    theirs = parameters(made)
+    for name, x in parameters(model).items():
+        y = theirs.get(name)
+        if y is None or (y.shape, y.dtype) != (x.shape, x.dtype):
+            continue
+        if bool(((x != y) & ~x.isnan()).any()):
+            raise KernelError(
+                f"the patch writes other values into {name}, but its copy is given the model's "
+                "weights at every sample; round them where they are used, in the forward pass"
+            )
 
 
 def _copy_weights(source: nn.Module, target: nn.Module) -> None:

@@ -13,7 +13,7 @@ from roundoff.formats import FORMATS, round_to
 __all__ = ["Cast", "CastWatch"]
 
 Side = Literal["A", "B"]
-Mode = Literal["nearest", "truncated", "exact"]
+Mode = Literal["nearest", "truncated", "either", "exact"]
 _MODES: dict[Mode, Literal["nearest", "toward-zero"]] = {
     "nearest": "nearest", "truncated": "toward-zero",
 }  # fmt: skip
@@ -23,7 +23,8 @@ _FIRST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """`side` is the other side cast to `format`: to nearest, cut off, or without any loss.
+    """`side` is the other side cast to `format`: to nearest, cut off, either (both
+    give the same bits here), or without any loss.
 
     >>> str(Cast("B", "bf16", "nearest"))
     'B is A cast to bf16 (nearest)'
@@ -35,7 +36,9 @@ class Cast:
 
     def __str__(self) -> str:
         other = "A" if self.side == "B" else "B"
-        how = {"exact": "nothing is lost"}.get(self.mode, self.mode)
+        how = {"exact": "nothing is lost", "either": "nearest or truncated"}.get(
+            self.mode, self.mode
+        )
         return f"{self.side} is {other} cast to {self.format} ({how})"
 
 
@@ -51,6 +54,7 @@ class CastWatch:
 
     def __init__(self, a: torch.dtype, b: torch.dtype) -> None:
         self.same = a == b
+        self._lossless = not self.same
         ways: list[tuple[Side, torch.dtype, torch.dtype]] = [("B", a, b), ("A", b, a)]
         self._left = [
             Cast(side, format, mode)
@@ -61,6 +65,7 @@ class CastWatch:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Take in a block of both sides, flat."""
+        self._lossless = self._lossless and bool(self._left) and _equal(a, b)
         for size in (_FIRST, a.numel()):
             self._left = [cast for cast in self._left if _holds(cast, a[:size], b[:size])]
             if not self._left or size >= a.numel():
@@ -71,8 +76,19 @@ class CastWatch:
         if not self._left or (self.same and not differ):
             return None
         first = self._left[0]
-        modes = {cast.mode for cast in self._left if cast.format == first.format}
-        return Cast(first.side, first.format, "exact") if len(modes) > 1 else first
+        if self._lossless:
+            return Cast(first.side, first.format, "exact")
+        modes = {cast.mode for cast in self._left if (cast.side, cast.format) == _kind(first)}
+        return Cast(*_kind(first), "either") if len(modes) > 1 else first
+
+
+def _kind(cast: Cast) -> tuple[Side, str]:
+    return cast.side, cast.format
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    a, b = a.double(), b.double()
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _targets(source: torch.dtype, target: torch.dtype) -> list[str]:

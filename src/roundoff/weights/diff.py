@@ -208,8 +208,10 @@ def _cast(tensors: Sequence[TensorDiff]) -> Cast | None:
         t for t in _counted(tensors)
         if t.distance.n and (t.distance.differing or t.pair.a.dtype != t.pair.b.dtype)
     ]  # fmt: skip
-    lossy = {t.cast for t in asked if t.cast is None or t.cast.mode != "exact"}
+    found = {t.cast for t in asked}
+    lossy = {cast for cast in found if cast is None or cast.mode not in ("exact", "either")}
     kinds = {(t.cast.side, t.cast.format) for t in asked if t.cast is not None}
     if not asked or None in lossy or len(kinds) != 1 or len(lossy) > 1:
         return None
-    return lossy.pop() if lossy else asked[0].cast
+    either = [cast for cast in found if cast is not None and cast.mode == "either"]
+    return next(iter([*lossy, *either, asked[0].cast]))

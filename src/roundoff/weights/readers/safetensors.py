@@ -53,7 +53,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
         if not 2 <= length <= min(size - 8, MOST_HEADER):
-            raise CheckpointError(f"{path} is no safetensors file, or cut short: its header is")
+            raise CheckpointError(f"{path} is no safetensors file, or its header is cut short")
         header = _header(path, file.read(length))
     found = Safetensors(str(path), "safetensors")
     spans: list[tuple[int, int, str]] = []

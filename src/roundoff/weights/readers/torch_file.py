@@ -6,6 +6,7 @@ and mapped into memory, so that only what is read takes space.
 
 from __future__ import annotations
 
+import errno
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ MOST_PICKLE = 1 << 28
 """Bytes of the pickle in a file, which holds names and shapes alone."""
 
 
+_NO_CHECKPOINT = "is no checkpoint of torch.save, or is cut short or damaged"
+
+
 def open_torch(path: Path) -> Checkpoint:
     """Open a file of `torch.save`; raises `CheckpointError` where it is damaged or would call code.
 
@@ -33,7 +37,9 @@ def open_torch(path: Path) -> Checkpoint:
         tree: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except CheckpointError:
         raise
-    except OSError:
+    except OSError as error:
+        if path.is_file() and error.errno == errno.EINVAL:  # what torch maps ends too early
+            raise CheckpointError(f"{path} cannot be read: it {_NO_CHECKPOINT}") from None
         raise
     except Exception as error:  # torch raises what its unpickler, zip reader or allocator does
         raise CheckpointError(f"{path} cannot be read: {_reason(error)}") from None
@@ -58,4 +64,4 @@ def _reason(error: Exception) -> str:
         detail = rest.partition(" Check the documentation")[0] if found else text
         detail = detail.partition(" Please ")[0].partition(" This file can")[0]
         return f"it asks for more than tensors and plain values ({detail[:160].rstrip(' .,')})"
-    return f"{type(error).__name__}: {text[:200]}"
+    return f"it {_NO_CHECKPOINT} ({': '.join(filter(None, (type(error).__name__, text[:200])))})"
