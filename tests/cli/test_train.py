@@ -1,6 +1,7 @@
 """`roundoff train` as a command, on a tiny workload of a user's."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,26 @@ def test_a_recipe_that_cannot_train_is_told_by_its_repeats(inside):
     _, err = inside(*ARGS, "--candidate", "fa3", "-o", "run", status=2)
     assert "no backward" in err
     assert "Traceback" not in err
+
+
+def test_an_arm_that_is_zero_in_some_repeats_and_one_named_twice(inside):
+    """The patch does something where the bias, drawn from the seed, is above 0."""
+    Path("mine.py").write_text(
+        "import torch\n"
+        "def build(init_seed):\n"
+        "    model = torch.nn.Linear(2, 1)\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    return model, optimizer, [torch.ones(3, 2)], lambda m, x: (m(x) - 1).square().mean()\n"
+        "def shift(model):\n"
+        "    if float(model.bias.detach()) > 0:\n"
+        "        model.register_forward_hook(lambda module, args, out: 2 * out)\n"
+    )
+    asked = ("train", "--workload", "mine.py:build", "--candidate", "mine.py:shift,mine.py:shift",
+             "--yardsticks", "ulp", "--steps", 2, "--jobs", 1, "--no-report")  # fmt: skip
+    out, _ = inside(*asked, "--repeats", 4, "-o", "run")
+    [row] = [line for line in out.splitlines() if line.startswith(" mine.py:shift   ulp")]
+    assert "candidate = 0" in row
+    assert re.search(r"mine\.py:shift +0 in [123] of 4", out)
 
 
 def test_a_loss_that_is_no_scalar(inside):

@@ -26,6 +26,7 @@ from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
 from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
 from roundoff.training.verdict import (
+    METRIC,
     Direct,
     Unit,
     arms_of,
@@ -35,6 +36,7 @@ from roundoff.training.verdict import (
     losses,
     steps_of,
     units,
+    values,
 )
 from roundoff.workloads import load_workload
 
@@ -141,10 +143,15 @@ def carry_out_training(
 def _told_before(experiment: Experiment, jobs: int, folder: Path) -> str:
     arms = len(experiment.arms)
     return (
-        f"{experiment.repeats} repeats of {arms + 1} arms and {experiment.steps} steps, {jobs} at "
-        f"a time; their state is kept in {folder}/state until a repeat is finished (two copies of "
-        f"weights and moments an arm), and the same command goes on after an interruption"
+        f"{_repeats(experiment.repeats)} of {arms + 1} arms and {experiment.steps} steps, "
+        f"{jobs} at a time; their state is kept in {folder}/state until a repeat is "
+        f"finished (two copies of weights and moments an arm), and the same command goes "
+        "on after an interruption"
     )
+
+
+def _repeats(n: int) -> str:
+    return f"{n} repeat" + "s" * (n != 1)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -187,16 +194,25 @@ def _spread(steps: list[int], columns: int) -> list[int]:
 def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None:
     arms = arms_of(records)
     rows = [
-        (arm, *(_number(distance(records, arm, s).estimate) for s in steps), _power(records, arm),
+        (arm, *(_distance(records, arm, s) for s in steps), _power(records, arm),
          _fall(records, arm))
         for arm in arms
     ]  # fmt: skip
     rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
-    title = f"distance of the weights from the baseline's, rel_l2, {len(records)} repeats"
+    title = f"distance of the weights from the baseline's, rel_l2, {_repeats(len(records))}"
     print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
     messages().print(
         "growth: d log(distance) / d log(step) over the last two compared steps", style="dim"
     )
+
+
+def _distance(records: Sequence[dict[str, Any]], arm: str, step: int) -> str:
+    """The mean over repeats; on logarithms there is none where some repeats have 0."""
+    held = values(records, arm, step, METRIC)
+    zeros = sum(x == 0 for x in held.values())
+    if 0 < zeros < len(held):
+        return f"0 in {zeros} of {len(held)}"
+    return _number(distance(records, arm, step).estimate)
 
 
 def _fall(records: Sequence[dict[str, Any]], arm: str) -> str:

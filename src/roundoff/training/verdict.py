@@ -15,8 +15,8 @@ from roundoff.metrics.intervals import Interval, log_t_interval, ratio_interval,
 from roundoff.metrics.noise_or_bias import RANK, gravest
 
 __all__ = [
-    "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth", "losses",
-    "steps_of", "units", "values",
+    "METRIC", "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth",
+    "losses", "steps_of", "units", "values",
 ]  # fmt: skip
 
 Record = Mapping[str, Any]
