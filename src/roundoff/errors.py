@@ -55,7 +55,7 @@ class UnknownNameError(UsageError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        self.kind, self.name, self.known = kind, name, sorted(known)
+        self.kind, self.name, self.known = kind, name, sorted(set(known))
         near = difflib.get_close_matches(name, self.known, n=3, cutoff=0.6)
         hint = (
             f"did you mean {' or '.join(map(repr, near))}?"

@@ -91,7 +91,13 @@ def test_arms_steps_and_losses():
 
 
 def judged(verdict, size, gain):
-    one = {"verdict": verdict, "size": size, "detectable": 1e-3, "gain": {"value": gain}}
+    one = {
+        "verdict": verdict,
+        "size": size,
+        "detectable": 1e-3,
+        "gain": {"value": gain},
+        "why": "so it is",
+    }
     return {
         "mine": {"gradient": {"verdict": verdict, "all": one, "tensors": [one]}, "update": None}
     }

@@ -268,6 +268,13 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
     ]  # fmt: skip
     columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "largest gain>", "detectable>"]
     print_table("noise or bias: the direct error, without feedback", columns, rows)
+    console = messages()
+    legend = "largest gain: of the biased tensors, else of all as one; detectable: of all as one"
+    console.print(legend, style="dim")
+    for d in found:
+        if d.verdict == "cannot tell":
+            text = f"{d.candidate}, {d.of}: cannot tell: {d.why}"
+            console.print(text, style="yellow", soft_wrap=True)
 
 
 def _judged(experiment: Experiment, records: Sequence[dict[str, Any]]) -> list[Direct]:

@@ -63,6 +63,7 @@ class Direct:
     size: Interval
     gain: float
     detectable: float
+    why: str
 
 
 def arms_of(records: Sequence[Record]) -> list[str]:
@@ -88,10 +89,14 @@ def values(records: Sequence[Record], arm: str, step: int, metric: str) -> dict[
 
 def distance(records: Sequence[Record], arm: str, step: int, metric: str = METRIC) -> Interval:
     """The geometric mean over repeats; exactly 0 where every repeat is."""
-    held = list(values(records, arm, step, metric).values())
-    if held and not any(held):
-        return Interval(0.0, 0.0, 0.0, len(held))
-    return log_t_interval(held)
+    return _typical(values(records, arm, step, metric).values())
+
+
+def _typical(held: Iterable[float]) -> Interval:
+    sizes = list(held)
+    if sizes and not any(sizes):
+        return Interval(0.0, 0.0, 0.0, len(sizes))
+    return log_t_interval(sizes)
 
 
 def units(
@@ -154,9 +159,10 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
     biased = [t for f in found for t in f["tensors"] if t["verdict"] == "biased"]
     return Direct(
         candidate, of, gravest(words), {w: words.count(w) for w in RANK if w in words},
-        log_t_interval(float(f["all"]["size"]) for f in found),
+        _typical(float(f["all"]["size"]) for f in found),
         max((float(t["gain"]["value"]) for t in biased or [f["all"] for f in found]), key=abs),
         max(float(f["all"]["detectable"]) for f in found),
+        next(f["all"]["why"] for f in found if f["verdict"] == gravest(words)),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from roundoff.metrics.intervals import Interval, ratio_interval, t_interval
+from roundoff.metrics.intervals import Interval, ratio_interval
 from roundoff.records.verdict import Outcome
 from roundoff.studies.study import Claim, Finding, frame
 from roundoff.training.experiment import Experiment
@@ -78,12 +78,10 @@ def c7(records: Records) -> Finding:
 def c8(records: Records) -> Finding:
     """The slope of flash over that of another initial seed: comparable to it, or below."""
     lines: list[dict[str, Any]] = []
-    apart: list[Interval] = []
     for m, name in METRICS.items():
         flash, seed = _slopes(records, FLASH, m), _slopes(records, "seed", m)
         shared = sorted(flash.keys() & seed.keys())
         # The slope of a saturated arm may have either sign, so its size is what counts.
-        apart.append(t_interval([flash[i] - COMPARABLE * abs(seed[i]) for i in shared]))
         ratio = ratio_interval([flash[i] for i in shared], [abs(seed[i]) for i in shared])
         lines.append({"metric": name, "ratio of slopes": ratio.estimate, "low": ratio.low,
                       "high": ratio.high})  # fmt: skip
@@ -94,9 +92,9 @@ def c8(records: Records) -> Finding:
         f"step and {end:.2g} after the last, so it bounds nothing"
     )
     outcome: Outcome = "cannot tell"
-    if all(a.high < 0 for a in apart):
+    if all(line["high"] <= COMPARABLE for line in lines):
         outcome = "holds"
-    elif any(a.low > 0 for a in apart):
+    elif any(line["low"] > COMPARABLE for line in lines):
         outcome = "does not hold"
     return Finding(outcome, measured, evidence=frame(lines))
 
@@ -146,7 +144,10 @@ def c10(times: Sequence[Mapping[str, Any]]) -> Finding:
         f"and {100 * share[1]:.0f} % of flash's; kept for the backward pass: {100 * kept:+.0f} %"
     )
     evidence = frame([{"ratio": t["ratio"], "low": t["low"], "high": t["high"], **_parts(t)}])
-    return Finding("holds" if t["high"] < 1 else "does not hold", measured, evidence=evidence)
+    outcome: Outcome = "cannot tell"
+    if t["high"] < 1 or t["low"] >= 1:
+        outcome = "holds" if t["high"] < 1 else "does not hold"
+    return Finding(outcome, measured, evidence=evidence)
 
 
 def _parts(t: Mapping[str, Any]) -> dict[str, float]:
