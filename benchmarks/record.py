@@ -125,7 +125,7 @@ def training_table(kept: dict[str, Any]) -> str:
         "| arm | " + " | ".join(f"step {s}" for s in steps) + " |",
         "|---" * (len(steps) + 1) + "|",
     ]
-    at = {(d["arm"], d["step"]): f"{d['estimate']:.1e}" for d in kept["distances"]}
+    at = {(d["arm"], d["step"]): short(d["estimate"]) for d in kept["distances"] if d["n"]}
     for arm in dict.fromkeys(d["arm"] for d in kept["distances"]):
         lines.append(f"| {arm} | " + " | ".join(at.get((arm, s), "") for s in steps) + " |")
     shown = (steps[0], steps[len(steps) // 2], steps[-1])
@@ -152,6 +152,11 @@ def training_table(kept: dict[str, Any]) -> str:
         )
         lines.append(f"| {d['candidate']} | {d['of']} | {counts} | {numbers} |")
     return "\n".join(lines) + "\n"
+
+
+def short(value: float | str) -> str:
+    """A number; NaN and infinity are words in a document."""
+    return value if isinstance(value, str) else f"{value:.1e}"
 
 
 def unit(found: dict[str, Any]) -> str:

@@ -219,9 +219,15 @@ def test_one_ulp_is_one_ulp():
         )
         for _ in range(2)
     ]
-    made[0].nudge()
+    with made[0]:
+        made[0].nudge()
     a, b = (torch.cat([p.detach().flatten() for p in r.task.model.parameters()]) for r in made)
     assert int((a != b).sum()) == 1
+    # ... and one that the first step feels.
+    with made[1] as other:
+        other.gradients(0)
+    felt = torch.cat([p.grad.flatten() for p in made[1].task.model.parameters()])
+    assert felt[(a != b)].item() != 0
     at = int((a != b).nonzero())
     assert a[at] == torch.nextafter(b[at], torch.tensor(torch.inf))
 

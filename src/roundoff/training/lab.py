@@ -103,7 +103,7 @@ class Lab:
             if runner.arm.start == number and number:
                 runner.branch_off(self.baseline)
             if runner.arm.start == number and runner.arm.change == "ulp":
-                runner.nudge()
+                runner.nudge(number)
             if runner.arm.start <= number:
                 self._note(self.log, name, runner.gradients(number))
                 runner.update()

@@ -16,6 +16,7 @@ from roundoff.state import Snapshot
 from roundoff.state.random_states import seeded
 from roundoff.training.arms import Arm
 from roundoff.training.shadow import scalar
+from roundoff.training.undisturbed import undisturbed
 from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
 from roundoff.workloads import Workload
 from roundoff.workloads.protocol import generator_of
@@ -24,6 +25,9 @@ __all__ = ["Runner", "Step"]
 
 OTHER_SEED = 1_000_003
 """From the baseline's initial seed to that of the arm `seed`."""
+
+DRAWS = 1000
+"""Draws of a weight that has a gradient; after so many, any weight will do."""
 
 Step = dict[str, float]
 LossOf = Callable[..., Tensor]
@@ -140,14 +144,32 @@ class Runner:
         """How many numbers are trained."""
         return sum(p.numel() for p in parameters(self.task.model).values())
 
-    def nudge(self) -> None:
-        """Move one weight by one ulp: one of a matrix if there is any, drawn from the seed."""
-        trained = [p.data for p in parameters(self.task.model).values()]
-        chosen = [w for w in trained if w.ndim > 1] or trained
-        draw = generator_of(self.seed, 0)
-        w = chosen[int(torch.randint(len(chosen), (), generator=draw))]
-        place = torch.unravel_index(torch.randint(w.numel(), (), generator=draw), w.shape)
-        w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
+    def nudge(self, number: int = 0) -> None:
+        """Move one weight by one ulp: one of a matrix if there is any, drawn from the seed.
+
+        One that has a gradient at step `number`: the row of an embedding that no batch asks for
+        would say nothing, and weight decay would soon round the change away.
+        """
+        weights = parameters(self.task.model)
+        trained = [(w.data, g) for w, g in zip(weights.values(), self._felt(number), strict=True)]
+        chosen = [pair for pair in trained if pair[0].ndim > 1] or trained
+        draw, tries = generator_of(self.seed, 0), DRAWS
+        while tries := tries - 1:
+            w, g = chosen[int(torch.randint(len(chosen), (), generator=draw))]
+            place = torch.unravel_index(torch.randint(w.numel(), (), generator=draw), w.shape)
+            if tries == 1 or (g is not None and g[place] != 0):
+                w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
+                return
+
+    def _felt(self, number: int) -> list[Tensor | None]:
+        """The gradients of a step, with nothing changed by it."""
+        task, batch = self.task, self.task.batch(number)
+        autograd: Any = torch.autograd
+        with undisturbed(task.model), seeded(self.seed * OTHER_SEED + number):
+            with self.cast():
+                loss = task.loss(self.model, batch)
+            weights = [*parameters(task.model).values()]
+            return list(autograd.grad(loss, weights, allow_unused=True))
 
     def capture(self, step: int) -> Snapshot:
         """All that its next step depends on."""
