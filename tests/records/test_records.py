@@ -132,7 +132,10 @@ class TestEnvironment:
             file.parent.mkdir(exist_ok=True)
             file.write_text("X = 1\n")
         monkeypatch.setattr(environment.roundoff, "__file__", str(tmp_path / "__init__.py"))
-        digest = environment._source.__wrapped__
+
+        def digest():
+            return environment.source_of.__wrapped__(environment._NUMERIC_ROOMS)
+
         before = digest()
         for name in ("store/a.py", "bench/plan.py"):
             (tmp_path / name).write_text("X = 2\n")

@@ -167,7 +167,7 @@ class Runner:
         autograd: Any = torch.autograd
         with undisturbed(task.model), seeded(self.seed * OTHER_SEED + number):
             with self.cast():
-                loss = task.loss(self.model, batch)
+                loss = scalar(task.loss(self.model, batch))
             weights = [*parameters(task.model).values()]
             return list(autograd.grad(loss, weights, allow_unused=True))
 
