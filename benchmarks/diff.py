@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rounding import machine
+from measuring import machine
 
 RESULTS = Path(__file__).parent / "results" / "diff.json"
 PAGE = Path(__file__).parents[1] / "docs" / "diff.md"
 DTYPES = {"bf16": (torch.bfloat16, "BF16"), "fp32": (torch.float32, "F32")}
 GIB, BLOCK = 1 << 30, 8 << 20
 LAYERS, THREADS = 32, 2
+
+LIBRARIES = ("roundoff", "torch", "numba", "safetensors")
 
 
 def shapes(elements: int) -> dict[str, tuple[int, int]]:
@@ -168,7 +170,7 @@ def main() -> None:
         sys.exit(f"{options.folder} has {free / GIB:.1f} GiB free; {needed / GIB:.1f} are needed")
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         rows = [measure(Path(place), dtype, options.gib) for dtype in DTYPES]
-    results = {"schema": 1, "gib": options.gib, "machine": machine(), "rows": rows}
+    results = {"schema": 1, "gib": options.gib, "machine": machine(LIBRARIES), "rows": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     options.output.with_suffix(".md").write_text(table(results))

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import machine
 from record import put
-from rounding import machine
 from scipy.stats import wasserstein_distance
 
 from roundoff import wasserstein
@@ -50,6 +50,9 @@ class Clock:
             "least_s": min(self.wall),
             "processor_s": statistics.median(self.processor),
         }
+
+
+LIBRARIES = ("roundoff", "torch", "numba", "numpy", "scipy", "pot")
 
 
 def by_pot(x: torch.Tensor, y: torch.Tensor) -> Callable[[], object] | None:
@@ -115,7 +118,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     rows = [row(name, options.elements, options.repeats) for name in DTYPES]
-    results = {"schema": 1, "elements": options.elements, "machine": machine(), "rows": rows}
+    results = {
+        "schema": 1,
+        "elements": options.elements,
+        "machine": machine(LIBRARIES),
+        "rows": rows,
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     options.output.with_suffix(".md").write_text(table(results))
