@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from roundoff.studies.recipes import evidence_plan
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
-PAGES = ("README.md", "docs/study.md", "docs/recipes.md")
+PAGES = ("README.md", "docs/study.md", "docs/recipes.md", "docs/training.md")
 OUTPUTS = ("out", "dq", "dk", "dv")
 FIELDS = {
     "match": "match", "worst": "worst", "null": "null", "lift": "lift", "r2": "r2",
@@ -68,27 +69,36 @@ PICTURES = {
 }
 
 
-def main(study: str, preset: str) -> None:
-    command = ["roundoff", "study", study, "--preset", preset]
+def carried_out(*arguments: str) -> tuple[Run, dict[str, Any], dict[str, Any]]:
+    """Run a command: its run, its document, and where and how that came about."""
     binary = Path(sys.executable).with_name("roundoff")
     done = subprocess.run(
-        [str(binary), *command[1:], "--json"], check=True, stdout=subprocess.PIPE, cwd=ROOT
+        [str(binary), *arguments, "--json"], check=True, stdout=subprocess.PIPE, cwd=ROOT
     )
     document = json.loads(done.stdout)
     run = Run.open(ROOT / document["run"])
-    name = f"{study}-{preset}"
-    kept = {
-        "command": " ".join(command),
-        "cells": len(run.rows()),
-        "environments": list(run.documents("environments").values()),
-        "claims": [{k: v for k, v in c.items() if k != "evidence"} for c in document["claims"]],
-    }
+    environments = list(run.documents("environments").values())
+    return (
+        run,
+        document,
+        {"command": shlex.join(["roundoff", *arguments]), "environments": environments},
+    )
+
+
+def write(name: str, kept: dict[str, Any], table: str) -> None:
+    """Keep what was measured under results/, and its table in the pages that show it."""
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
-    table = markdown(kept["claims"])
     (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
     for page in PAGES:
         put(ROOT / page, name, table)
+
+
+def main(study: str, preset: str) -> None:
+    run, document, how = carried_out("study", study, "--preset", preset)
+    name = f"{study}-{preset}"
+    claims = [{k: v for k, v in c.items() if k != "evidence"} for c in document["claims"]]
+    write(name, how | {"cells": len(run.rows()), "claims": claims}, markdown(claims))
     for source, target in PICTURES.get(name, {}).items():
         (ROOT / target).parent.mkdir(exist_ok=True)
         shutil.copy(run.path / "figures" / source, ROOT / target)
@@ -96,26 +106,11 @@ def main(study: str, preset: str) -> None:
 
 def training(workload: str) -> None:
     """The full preset of `roundoff train` on a workload."""
-    command = ["roundoff", "train", "--workload", workload, *TRAININGS[workload]]
-    binary = Path(sys.executable).with_name("roundoff")
     started = time.monotonic()
-    done = subprocess.run(
-        [str(binary), *command[1:], "--json"], check=True, stdout=subprocess.PIPE, cwd=ROOT
-    )
-    document = json.loads(done.stdout)
-    run = Run.open(ROOT / document["run"])
-    name = f"training-{workload}"
-    kept = {
-        "command": " ".join(command),
-        "minutes": round((time.monotonic() - started) / 60, 1),
-        "environments": list(run.documents("environments").values()),
-        **{k: v for k, v in document.items() if k not in ("run", "report", "schema", "kind")},
-    }
-    text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
-    table = training_table(kept)
-    (RESULTS / f"{name}.md").write_text(table, encoding="utf-8")
-    put(ROOT / "docs/training.md", name, table)
+    _, document, how = carried_out("train", "--workload", workload, *TRAININGS[workload])
+    minutes = round((time.monotonic() - started) / 60, 1)
+    found = {k: v for k, v in document.items() if k not in ("run", "report", "schema", "kind")}
+    write(f"training-{workload}", how | {"minutes": minutes} | found, training_table(found))
 
 
 def training_table(kept: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from torch import nn
 
 from roundoff.errors import KernelError, UsageError
 from roundoff.intercept.attention import AttentionFunction
-from roundoff.training.variants import AS_IT_IS, autocast, parameters, patched, plain, variant
+from roundoff.training.variants import AS_IT_IS, autocast, parameters, patched, variant
 
 
 def model():
@@ -137,10 +137,11 @@ def test_attention_is_another_one_and_leaves_no_hooks():
     assert variant("fa2@bf16").name == "fa2@bf16"
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [("module.a.w", "a.w"), ("_orig_mod.a.w", "a.w"), ("a.module.w", "a.module.w"),
-     ("a._fsdp_wrapped_module.w", "a.w"), ("w", "w"), ("_orig_mod.module.w", "w")],
-)  # fmt: skip
-def test_names_without_wrappers(name, found):
-    assert plain(name) == found
+def test_a_module_called_module_keeps_its_name():
+    """Else `module.w` and `w` of one model would be taken for one weight."""
+    own = nn.Module()
+    own.w = nn.Parameter(torch.ones(2))
+    own.module = nn.Module()
+    own.module.w = nn.Parameter(torch.zeros(2))
+    assert list(parameters(own)) == ["w", "module.w"]
+    assert list(parameters(torch.compile(own))) == ["w", "module.w"]

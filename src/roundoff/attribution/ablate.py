@@ -23,7 +23,8 @@ from roundoff.formats import Format, get_format
 from roundoff.metrics import GOLDEN_MARGIN
 from roundoff.operators import OPERATORS
 from roundoff.operators.inputs import check_seed
-from roundoff.operators.protocol import Operator, Outputs, Question, Value
+from roundoff.operators.protocol import Operator, Outputs, Problem, Question, Value
+from roundoff.subjects import KernelSubject
 
 __all__ = ["Tell", "ablate"]
 
@@ -77,8 +78,7 @@ def ablate(
     given = dict(parameters or {})
     settled = chosen.settle(given if rows is None else {"rows": rows} | given)
     problems = [chosen.draw(settled, storage, seed) for seed in draws]
-    if what.kernel is not None and (reason := what.kernel.refuses(problems[0])):
-        raise UnsupportedError(f"kernel {what.kernel.kernel.name!r} does not take {reason}")
+    _check_taken(what.kernel, problems[0])
     what = replace(what, recipe=chosen.settled(what.recipe, problems[0]))
     truths = [chosen.golden(problem)[0] for problem in problems]
     theirs = [
@@ -110,6 +110,11 @@ def ablate(
         },
         swept=tuple(swept), notes=what.notes,
     )  # fmt: skip
+
+
+def _check_taken(kernel: KernelSubject | None, problem: Problem) -> None:
+    if kernel is not None and (reason := kernel.refuses(problem)):
+        raise UnsupportedError(f"kernel {kernel.kernel.name!r} does not take {reason}")
 
 
 def _check(storage: Format, seeds: Sequence[int], permutations: int) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from roundoff.errors import KernelError, UsageError
 from roundoff.intercept.swap import AttentionFunction, swapped
-from roundoff.state.wrappers import DDP, unwrapped_name
+from roundoff.state.wrappers import unwrapped_name
 
 __all__ = [
     "AS_IT_IS",
@@ -173,15 +173,15 @@ def _copy_weights(source: nn.Module, target: nn.Module) -> None:
                 f"the patched model's {name} should be {tuple(x.shape)}, but has {has}"
             )
         y.data.copy_(x.data)
-    own = {plain(name): p for name, p in target.named_parameters()}
+    own = {unwrapped_name(name): p for name, p in target.named_parameters()}
     for name, x in source.named_parameters():
-        y = own.get(plain(name))
+        y = own.get(unwrapped_name(name))
         if not x.requires_grad and y is not None and y.shape == x.shape and y.is_floating_point():
             y.data.copy_(x.data)
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {plain(name): b for name, b in model.named_buffers()}
+    return {unwrapped_name(name): b for name, b in model.named_buffers()}
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -190,9 +190,4 @@ def parameters(model: nn.Module) -> dict[str, Tensor]:
     >>> list(parameters(torch.compile(torch.nn.Linear(2, 2))))
     ['weight', 'bias']
     """
-    return {plain(name): p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def plain(name: str) -> str:
-    """A parameter's name without what torch.compile, DDP and FSDP put into it."""
-    return unwrapped_name(name).removeprefix(f"{DDP}.")
+    return {unwrapped_name(name): p for name, p in model.named_parameters() if p.requires_grad}
