@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import wasserstein_distance
+from scipy.stats import norm, wasserstein_distance
 
 from roundoff import wasserstein
 from roundoff.errors import UsageError
-from roundoff.metrics import wasserstein_counts, wasserstein_parts
+from roundoff.metrics import wasserstein_bins, wasserstein_counts, wasserstein_parts
 from roundoff.metrics.wasserstein import sorted_distance
+from roundoff.metrics.wasserstein_bins import Bins, bytes_held
 from roundoff.metrics.wasserstein_counts import COUNTED, CodeCounts, counted_distance
 from roundoff.metrics.wasserstein_parts import PartCounts, parted_distance
 
@@ -220,7 +221,46 @@ def test_passes_do_not_change_the_distance(n, limit):
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(runs))
     held = [counts.counts[:, slice(*run)].sum() for run in runs]
     assert sum(held) == 4 * n
-    assert all(n <= limit or last - first == 1 for n, (first, last) in zip(held, runs, strict=True))
+    taken = bytes_held(counts.counts.sum(0), 4 * n, limit)
+    assert all(taken[slice(*run)].sum() <= limit or run[1] - run[0] == 1 for run in runs)
+
+
+@pytest.mark.parametrize("narrow", [1 << 31, 0])
+@pytest.mark.parametrize(("n", "m"), [(900_000, 900_000), (900_000, 600_001)])
+def test_parts_of_many_numbers_are_counted(monkeypatch, narrow, n, m):
+    """In each of three parts: many codes, and few of them that occur often."""
+    monkeypatch.setattr(wasserstein_bins, "NARROW", narrow)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (1 + torch.rand(size, generator=generator) * 3 / 128 for size in (n, m))
+    a[: n // 2], b[: m // 2] = 1.001, 1.002
+    counts, limit = PartCounts(), 400_000
+    counts.add(a, b)
+    held = counts.counts[:, wasserstein_parts.PARTS // 2 :]
+    assert (Bins(held, n, limit).slots >= 0).sum() == 3
+    found = parted(a, b, limit=limit)
+    expected = wasserstein_distance(a.double().numpy(), b.double().numpy())
+    assert found == pytest.approx(expected, rel=1e-10)
+    assert found == pytest.approx(sorted_distance(a, b), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scales", "passes"),
+    [
+        (1 << 30, (0.02,), 1),
+        (1 << 30, (0.02, 0.04, 0.08), 1),
+        (1 << 30, (0.001, 0.003, 0.01, 0.03, 0.1, 1.0), 2),
+        (1 << 34, (0.001, 0.003, 0.01, 0.03, 0.1, 1.0), 4),
+    ],
+)
+def test_normal_weights_take_few_passes(numbers, scales, passes):
+    """Counts that normal weights would have, so many a side, in layers of these scales."""
+    borders = np.arange(0, 0x7F80 << 16, 1 << 16, dtype=np.uint32).view(np.float32)
+    above = np.mean([norm.sf(borders.astype(np.float64), scale=scale) for scale in scales], 0)
+    positive = np.zeros(wasserstein_parts.PARTS // 2)
+    positive[: borders.size] = -np.diff(above, append=0.0) * numbers
+    counts = PartCounts()
+    counts.counts[:] = np.concatenate([positive[::-1], positive]).round()
+    assert len(list(wasserstein_parts.passes(counts))) == passes
 
 
 def test_without_numba_it_sorts(monkeypatch):

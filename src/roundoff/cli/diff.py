@@ -52,7 +52,7 @@ def diff_command(
         How many of the worst tensors are shown.
     pooled:
         Take the pooled W1 of all tensors however many passes it needs, or not at all
-        (default: up to four passes; of 16-bit tensors it needs none).
+        (default: up to four passes; weights of 64 GiB need no more, and 16-bit ones none).
     output:
         A folder for diff.json, diff.html and diff.png, a map of layers and metrics.
     json:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from roundoff.metrics.at_once import at_once, parts_for_threads
 from roundoff.metrics.instructions import LANES, ROWS, area, lowest
+from roundoff.metrics.wasserstein_bins import CODES, Bins
 
-__all__ = ["areas", "compiled", "count_codes", "count_lower", "count_parts", "keep_lower"]
+__all__ = ["areas", "compiled", "count_codes", "count_parts", "empty", "sift"]
 
-CODES = 1 << 16
 WORDS = CODES // 64
 DENSE = 1 << 12
 """From this many numbers on, all codes of a part are gone through, not those that occur."""
@@ -60,16 +60,21 @@ def _count_parts(x, counts):
         counts[_code(x[i]) >> _16] += _I64(1)
 
 
-@compiled
-def _count_lower(x, part, counts):
-    for i in range(x.size):
-        code = _code(x[i])
-        if code >> _16 == part:
-            counts[code & _LOW] += _I64(1)
+@numba.njit(nogil=True)
+def _tally(numbers, upper, counts, carried, carries):
+    """Count the numbers of a bin; a count that begins at 0 again is carried."""
+    for i in range(numbers.size):
+        code = numbers[i]
+        counts[code] += 1
+        if counts[code] == 0:
+            carried[carries[0]] = upper | _U32(code)
+            carries[0] += _I64(1)
 
 
 @compiled
-def _keep_lower(x, first, places, lower):
+def _sift(x, first, bins, tables, carried, carries):
+    """Write lower halves to the bins of their parts; a bin that is full is counted, and empty."""
+    lower, places, slots, size = bins
     parts = _U32(places.size)
     for i in range(x.size):
         code = _code(x[i])
@@ -77,7 +82,23 @@ def _keep_lower(x, first, places, lower):
         if part < parts:
             at = places[part]
             lower[at] = np.uint16(code & _LOW)
-            places[part] = at + _I64(1)
+            at += _I64(1)
+            if at & (size - _I64(1)) == 0 and slots[part] >= 0:
+                at -= size
+                upper = _U32(part << _16)
+                _tally(lower[at : at + size], upper, tables[slots[part]], carried, carries)
+            places[part] = at
+
+
+@compiled
+def _empty(bins, tables, carried, carries):
+    """Count what is left in the bins."""
+    lower, places, slots, size = bins
+    for part in range(places.size):
+        if slots[part] >= 0:
+            at = places[part]
+            some = lower[at - (at & (size - _I64(1))) : at]
+            _tally(some, _U32(_U32(part) << _16), tables[slots[part]], carried, carries)
 
 
 @numba.njit(nogil=True)
@@ -121,23 +142,39 @@ def _add(numbers, weight, net):
         net[(code & _I64(ROWS - 1)) * _I64(LANES) + (code >> _12)] += weight
 
 
+@numba.njit(nogil=True)
+def _add_counted(counts, carried, weight, span, net):
+    """Add the weight of each number of a counted part, likewise."""
+    for code in range(CODES):
+        net[(code & (ROWS - 1)) * LANES + (code >> 12)] += weight * _I64(counts[code])
+    for i in range(carried.size):
+        code = _I64(carried[i] & _LOW)
+        net[(code & _I64(ROWS - 1)) * _I64(LANES) + (code >> _12)] += weight * span
+
+
 @compiled
-def _areas(lower, starts, run, weights, scratch, result):
+def _areas(kept, counted, run, weights, scratch, result):
+    (lower, starts, held), (slots, tables, carried, bounds, span) = kept, counted
     (first, last, ahead), (of_a, of_b), (net, seen, words) = run, weights, scratch
     for part in range(first, last):
         start, middle, end = starts[0, part], starts[1, part], starts[0, part + 1]
-        a, b = lower[start:middle], lower[middle:end]
-        if end - start >= DENSE:
-            _add(a, of_a, net)
-            _add(b, -of_b, net)
+        a, b, slot = lower[start:middle], lower[middle:end], slots[part]
+        after = ahead + held[0, part] * of_a - held[1, part] * of_b
+        if slot >= 0 or end - start >= DENSE:
+            if slot >= 0:
+                p, q = bounds[0, part : part + 2], bounds[1, part : part + 2]
+                _add_counted(tables[0, slot], carried[0][p[0] : p[1]], of_a, span, net)
+                _add_counted(tables[1, slot], carried[1][q[0] : q[1]], -of_b, span, net)
+            else:
+                _add(a, of_a, net)
+                _add(b, -of_b, net)
             # The step from the last code leads out of the part.
-            last_ahead = ahead + _I64(a.size) * of_a - _I64(b.size) * of_b
-            result[part] = area(net, ahead) - np.float64(abs(last_ahead))
+            result[part] = area(net, ahead) - np.float64(abs(after))
         elif end > start:
             _mark(a, of_a, net, seen, words)
             _mark(b, -of_b, net, seen, words)
             result[part] = _marked_area(ahead, net, seen, words)
-        ahead += _I64(a.size) * of_a - _I64(b.size) * of_b
+        ahead = after
 
 
 def count_codes(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -155,47 +192,36 @@ def count_parts(a: NDArray[np.uint32], b: NDArray[np.uint32], counts: NDArray[np
     at_once([partial(_count_parts, a, counts[0]), partial(_count_parts, b, counts[1])], a.size)
 
 
-def count_lower(
-    a: NDArray[np.uint32], b: NDArray[np.uint32], part: int, counts: NDArray[np.int64]
-) -> None:
-    """Add to the counts of both sides by the lower halves of the codes of one part."""
-    jobs = [partial(_count_lower, x, _U32(part), counts[s]) for s, x in enumerate((a, b))]
+def sift(a: NDArray[np.uint32], b: NDArray[np.uint32], first: int, bins: Bins) -> None:
+    """Write the lower halves of codes, from the part `first` on, to their bins."""
+    jobs = [partial(_sift, x, _U32(first), *bins.of(side)) for side, x in enumerate((a, b))]
     at_once(jobs, a.size)
 
 
-def keep_lower(
-    a: NDArray[np.uint32], b: NDArray[np.uint32], first: int,
-    places: NDArray[np.int64], lower: NDArray[np.uint16],
-) -> None:  # fmt: skip
-    """Write the lower halves of codes to the places of their parts, and move these on."""
-    jobs = [
-        partial(_keep_lower, x, _U32(first), places[side], lower) for side, x in enumerate((a, b))
-    ]
-    at_once(jobs, a.size)
+def empty(bins: Bins) -> None:
+    """Count what is left in the bins of the counted parts."""
+    at_once([partial(_empty, *bins.of(side)) for side in range(2)], bins.lower.size)
 
 
 def areas(
-    lower: NDArray[np.uint16], starts: NDArray[np.int64], before: int, weights: tuple[int, int]
+    bins: Bins, held: NDArray[np.int64], before: int, weights: tuple[int, int], *, narrow: bool
 ) -> NDArray[np.float64]:
     """Return the area between the two sides inside each part, in steps of a code.
 
-    The lower halves of part p stand at starts[0, p] (of a), starts[1, p] (of b) and up to
-    starts[0, p + 1]; `before` is how far a is ahead at the first.
+    Side s has held[s, p] numbers in part p; `before` is how far a is ahead at the first, and
+    `narrow` says that 32 bits can hold this anywhere.
     """
-    result = np.zeros(starts.shape[1] - 1)
-    # Of samples of one size, no more are counted than fit into memory, and half as wide.
-    narrow = np.int32 if weights == (1, 1) and lower.size < 1 << 31 else np.int64
+    result = np.zeros(held.shape[1])
+    work = np.concatenate([[0], np.cumsum(np.where(bins.slots < 0, held.sum(0), CODES))])
     of_a, of_b = _I64(weights[0]), _I64(weights[1])
+    kept, counted = (bins.lower, bins.starts, held), bins.sort_carried()
     jobs: list[partial[None]] = []
-    for cut in parts_for_threads(lower.size):
-        first, last = np.searchsorted(starts[0], (cut.start, cut.stop)).tolist()
-        a = int((starts[1, :first] - starts[0, :first]).sum())
-        ahead = before + a * weights[0] - (int(starts[0, first]) - a) * weights[1]
+    for cut in parts_for_threads(int(work[-1])):
+        first, last = np.searchsorted(work, (cut.start, cut.stop)).tolist()
+        a, b = held[:, :first].sum(1).tolist()
         marks = np.zeros(WORDS, np.int64), np.zeros(WORDS // 64, np.int64)
-        scratch = np.zeros(CODES, narrow), *marks
-        if cut.stop == lower.size:
-            last = result.size
-        run = first, last, _I64(ahead)
-        jobs.append(partial(_areas, lower, starts, run, (of_a, of_b), scratch, result))
-    at_once(jobs, lower.size)
+        scratch = np.zeros(CODES, np.int32 if narrow else np.int64), *marks
+        run = first, last, _I64(before + a * weights[0] - b * weights[1])
+        jobs.append(partial(_areas, kept, counted, run, (of_a, of_b), scratch, result))
+    at_once(jobs, int(work[-1]))
     return result

@@ -1,7 +1,7 @@
 """32-bit numbers, parted by the upper half of their ordered codes, then counted by the lower half.
 
 Nothing is sorted. The numbers come in blocks that are read again for every pass, so memory
-is bounded whatever their number: a pass keeps the lower halves of as many parts as fit.
+is bounded whatever their number: a pass holds as many parts as fit (`wasserstein_bins`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from roundoff.errors import UsageError
+from roundoff.metrics.wasserstein_bins import CODES, Bins, bytes_held
 from roundoff.registry import is_installed
 
 __all__ = ["PartCounts", "has_kernels", "parted_distance", "passes"]
 
-PARTS = CODES = 1 << 16
-IN_MEMORY = 1 << 27
-"""Lower halves, of two bytes, that a pass keeps."""
+PARTS = 1 << 16
+IN_MEMORY = 3 << 27
+"""Bytes that a pass holds."""
 
 # The parts of the ordered code of a float32: below are NaNs, then -inf (whose lower half is all
 # ones), the finite numbers, inf (lower half 0), NaNs.
@@ -60,14 +61,15 @@ class PartCounts:
 
 
 def passes(counts: PartCounts, limit: int = IN_MEMORY) -> Iterator[tuple[int, int]]:
-    """Yield runs of parts, first and past the last, with at most `limit` numbers in each.
+    """Yield runs of parts, first and past the last, that take at most `limit` bytes each.
 
-    A part with more numbers is a run of its own.
+    A part that takes more is a run of its own.
     """
     held = counts.counts.sum(0)
+    taken = bytes_held(held, max(counts.sizes), limit)
     used = np.flatnonzero(held)
     first, last, total = -1, -1, 0
-    for part, n in zip(used.tolist(), held[used].tolist(), strict=True):
+    for part, n in zip(used.tolist(), taken[used].tolist(), strict=True):
         if first >= 0 and total + n > limit:
             yield first, last + 1
             first = -1
@@ -84,7 +86,7 @@ def parted_distance(
     """Return the Wasserstein distance W1 of float32 numbers on the CPU; NaN, inf as `wasserstein`.
 
     `blocks()` gives the flat blocks of both sides, again and again the same; `counts` are theirs,
-    if they were counted already. At most `limit` lower halves are held at a time.
+    if they were counted already. About `limit` bytes are held at a time.
     """
     if counts is None:
         counts = PartCounts()
@@ -101,8 +103,10 @@ def parted_distance(
     inner = np.abs(ahead) * float(CODES - 1)
     inner[counts.counts.sum(0) > 0] = 0
     for run in passes(counts, limit):
-        if not _pass(blocks, counts, run, weights, inner, limit):
+        found = _pass(blocks, counts, run, weights, limit)
+        if found is None:
             return math.nan
+        inner[slice(*run)] += found
     spacing, border = _gaps()
     with np.errstate(invalid="ignore"):  # no gap counts where nobody is ahead
         across = np.where(ahead == 0, 0.0, np.abs(ahead) * border)
@@ -110,52 +114,28 @@ def parted_distance(
 
 
 def _pass(
-    blocks: Blocks, counts: PartCounts, run: tuple[int, int], weights: tuple[int, int],
-    inner: NDArray[np.float64], limit: int,
-) -> bool:  # fmt: skip
-    """Fill in the areas inside the parts of a run, in steps of a code; False for a NaN."""
+    blocks: Blocks, counts: PartCounts, run: tuple[int, int], weights: tuple[int, int], limit: int
+) -> NDArray[np.float64] | None:
+    """Return the areas inside the parts of a run, in steps of a code; None for a NaN."""
     from roundoff.metrics import wasserstein_numba as kernels  # noqa: PLC0415
 
-    held = counts.counts[:, run[0] : run[1]]
-    if held.sum() > limit:  # one part
-        single = np.zeros((2, CODES), np.int64)
-        for a, b in blocks():
-            kernels.count_lower(*_bits(a, b), run[0], single)
-        inner[run[0]] = _area(single, weights, _before(counts, run[0], weights))
-        return not _nan_in(run[0], np.flatnonzero(single.sum(0)))
-    starts = np.zeros((2, run[1] - run[0] + 1), np.int64)
-    ends = np.cumsum(held.T.ravel()).reshape(-1, 2).T  # by part: those of a, then those of b
-    starts[0, 1:], starts[1, 1:] = ends[1], ends[1]
-    starts[1, :-1] = ends[0]
-    lower, places = np.empty(int(held.sum()), np.uint16), starts[:, :-1].copy()
+    held, numbers = counts.counts[:, slice(*run)], max(counts.sizes)
+    bins = Bins(held, numbers, limit)
     for a, b in blocks():
-        kernels.keep_lower(*_bits(a, b), run[0], places, lower)
-    for part in {MINUS_INF, PLUS_INF} & set(range(*run)):
-        at = starts[0, part - run[0]]
-        if _nan_in(part, lower[at : starts[0, part - run[0] + 1]]):
-            return False
-    before = _before(counts, run[0], weights)
-    inner[run[0] : run[1]] += kernels.areas(lower, starts, before, weights)
-    return True
-
-
-def _before(counts: PartCounts, part: int, weights: tuple[int, int]) -> int:
-    a, b = counts.counts[:, :part].sum(1).tolist()
-    return a * weights[0] - b * weights[1]
-
-
-def _area(single: NDArray[np.int64], weights: tuple[int, int], before: int) -> float:
-    ahead = before + np.cumsum(single[0] * weights[0] - single[1] * weights[1])
-    return float(np.abs(ahead[:-1]).astype(np.float64).sum())
+        kernels.sift(*_bits(a, b), run[0], bins)
+    kernels.empty(bins)
+    infinite = {MINUS_INF: CODES - 1, PLUS_INF: 0}
+    for part in infinite.keys() & set(range(*run)):
+        if (bins.codes_in(part - run[0]) != infinite[part]).any():
+            return None
+    a, b = counts.counts[:, : run[0]].sum(1).tolist()
+    before = a * weights[0] - b * weights[1]
+    narrow = weights == (1, 1) and numbers < 1 << 31
+    return kernels.areas(bins, held, before, weights, narrow=narrow)
 
 
 def _holds_nan(counts: NDArray[np.int64]) -> bool:
     return bool(counts[:, :MINUS_INF].any() or counts[:, PLUS_INF + 1 :].any())
-
-
-def _nan_in(part: int, lower: NDArray[np.integer]) -> bool:
-    infinite = {MINUS_INF: CODES - 1, PLUS_INF: 0}
-    return part in infinite and bool((lower != infinite[part]).any())
 
 
 @cache

@@ -68,7 +68,8 @@ class Heap:
         if self.way == "parts":
             needed = len(list(passes(self.parts)))
             if needed > most_passes:
-                return f"it takes {needed} passes over the files; ask for it with --pooled"
+                times = "another pass" if needed == 1 else f"{needed} more passes"
+                return f"it takes {times} over the files; ask for it with --pooled"
             return parted_distance(lambda: reading.pairs_in(torch.float32, *self.pairs), self.parts)
         if size > MOST_SORTED:
             return "it takes a sort of all values in memory"
