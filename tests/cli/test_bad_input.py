@@ -118,6 +118,16 @@ def test_a_report_of_what_is_no_run(place, capsys, run, found):
     assert f"{run} is no run: expected a folder with a manifest.json, found {found}" in text
 
 
+@pytest.mark.parametrize("output", ["user.py/deeper", "/proc/nowhere"])
+def test_a_report_that_cannot_be_written(place, capsys, monkeypatch, output):
+    """It is told before the run is read, which may take long."""
+    (place / "run").mkdir()
+    (place / "run" / "manifest.json").write_text('{"kind": "roundoff run", "schema": 1}')
+    monkeypatch.setattr("roundoff.store.Run.rows", lambda run: pytest.fail("was read"))
+    text = complaint(capsys, "report", "run", "-o", output)
+    assert f"cannot write {output}: " in text
+
+
 def test_a_study_from_no_seed(place, capsys):
     text = complaint(capsys, "study", "flash-attention", "--seed", "-1")
     assert "seed -1: expected a whole number from 0" in text

@@ -117,6 +117,8 @@ def test_names_that_would_write_to_the_terminal(inside, place):
         (["a.safetensors", "b.safetensors", "--map", "gone.toml"], "cannot read the mapping"),
         (["a.safetensors", "b.safetensors", "--base", "gone.pt"], "no such file"),
         (["a.safetensors", "b.safetensors", "-o", "text.toml"], "is no folder"),
+        (["a.safetensors", "b.safetensors", "-o", "text.toml/in"], "cannot write text.toml/in"),
+        (["a.safetensors", "b.safetensors", "-o", "/proc/nowhere"], "cannot write /proc/nowhere"),
         (["a.safetensors", "b.safetensors", "--against", "last"], "first"),
     ],
 )

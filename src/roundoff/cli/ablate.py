@@ -18,7 +18,6 @@ from roundoff.errors import UsageError
 from roundoff.metrics import Interval
 from roundoff.operators import OPERATORS
 from roundoff.operators.protocol import Operator, Value, normalise
-from roundoff.store.disk import check_writable
 
 __all__ = ["ablate_command"]
 
@@ -115,10 +114,9 @@ def _values(operator: Operator, given: Mapping[str, str]) -> dict[str, Value]:
 
 
 def _check(folder: Path) -> None:
-    from roundoff.report.ablation import check_folder  # noqa: PLC0415 - imports the charts
+    from roundoff.report.files import check_folder  # noqa: PLC0415 - imports the charts
 
     check_folder(folder)
-    check_writable(folder, folder=True)
 
 
 def _written(document: Mapping[str, Any], folder: Path) -> str:

@@ -107,7 +107,7 @@ def _bar(stack: contextlib.ExitStack, path: str) -> Callable[[int, int], None]:
 
 
 def _check(folder: Path) -> None:
-    from roundoff.report.ablation import check_folder  # noqa: PLC0415 - imports the charts
+    from roundoff.report.files import check_folder  # noqa: PLC0415 - imports the charts
 
     check_folder(folder)
 

@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from roundoff.errors import RunError
 from roundoff.registry import require
 from roundoff.report.charts import ROW, altair
 from roundoff.report.figure import Spec
@@ -17,19 +16,11 @@ from roundoff.report.files import png, svg, write_whole
 from roundoff.report.look import DARK, LIGHT, Look
 from roundoff.store.json import dumps
 
-__all__ = ["bars", "check_folder", "inline", "write_ablation"]
+__all__ = ["bars", "inline", "write_ablation"]
 
 Document = Mapping[str, Any]
 WIDTH = 460
 COLUMNS = ("part", "rounds to", "share", "alone", "restored", "left", "gain")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise, before anything is measured, what `write_ablation` would raise after it."""
-    for library in ("altair", "vl_convert", "jinja2"):
-        require(library, extra="report", purpose="a report")
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is no folder; name an empty or a new one")
 
 
 def write_ablation(document: Document, folder: Path) -> list[Path]:

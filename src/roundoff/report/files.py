@@ -9,14 +9,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roundoff.errors import RunError
 from roundoff.registry import require
 from roundoff.report.charts import altair
-from roundoff.store.disk import PRIVATE_PREFIX, disk_errors
+from roundoff.store.disk import PRIVATE_PREFIX, check_writable, disk_errors
 
-__all__ = ["bundle", "embedded_json", "png", "svg", "write_whole"]
+__all__ = ["bundle", "check_folder", "embedded_json", "png", "svg", "write_whole"]
 
 SCALE = 2.0
 """Pixels of a picture for each pixel of a chart."""
+
+
+def check_folder(folder: Path) -> None:
+    """Raise, before any work, what writing a report into a folder would raise after it."""
+    for library in ("altair", "vl_convert", "jinja2"):
+        require(library, extra="report", purpose="a report")
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is no folder; name an empty or a new one")
+    check_writable(folder, folder=True)
 
 
 def write_whole(path: Path, content: bytes) -> Path:

@@ -15,7 +15,7 @@ from roundoff.report import tables
 from roundoff.report.bias import bias_figures
 from roundoff.report.claims import Shown, read_claims
 from roundoff.report.figure import Figure, Names
-from roundoff.report.files import bundle, embedded_json, png, svg, write_whole
+from roundoff.report.files import bundle, check_folder, embedded_json, png, svg, write_whole
 from roundoff.report.formats import format_figures
 from roundoff.report.lines import line_figures
 from roundoff.report.look import DARK, LIGHT
@@ -63,6 +63,7 @@ def write_report(run: Run, *, folder: Path | None = None) -> list[Path]:
     that cannot be written a `RunError`.
     """
     target = run.path if folder is None else folder
+    check_folder(target)
     content = _content(run)
     scripts = bundle() if content.drawn() else ""
     content = _fitted(
