@@ -9,12 +9,13 @@ Each mode is a kernel of its own, so that LLVM sees constants and fills whole ve
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
+
+from roundoff.formats._compiled import compiled, compiled_for_threads
 
 __all__ = ["kernel", "nearest_bits"]
 
@@ -123,11 +124,4 @@ def kernel(mode: str, signed_zero: bool, M: int, in_place: bool, parallel: bool)
         for i in numba.prange(x.size):
             x[i] = _step(x[i], i, plan, halves, variant, Int)
 
-    return _compile(itself if in_place else into, parallel)
-
-
-def _compile(function: Callable[..., None], parallel: bool) -> Any:
-    try:
-        return numba.njit(nogil=True, parallel=parallel, cache=True)(function)
-    except RuntimeError:  # no folder to write the cache to: compile in every process
-        return numba.njit(nogil=True, parallel=parallel)(function)
+    return (compiled_for_threads if parallel else compiled)(itself if in_place else into)

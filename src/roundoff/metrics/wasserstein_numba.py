@@ -9,33 +9,24 @@ A float32 is taken as its ordered code: the sign bit flipped, or all bits where 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from roundoff.formats._compiled import compiled
 from roundoff.metrics.at_once import at_once, parts_for_threads
 from roundoff.metrics.instructions import LANES, ROWS, area, lowest
 from roundoff.metrics.wasserstein_bins import CODES, Bins
 
-__all__ = ["areas", "compiled", "count_codes", "count_parts", "empty", "sift"]
+__all__ = ["areas", "count_codes", "count_parts", "empty", "sift"]
 
 WORDS = CODES // 64
 DENSE = 1 << 12
 """From this many numbers on, all codes of a part are gone through, not those that occur."""
 _U32, _U64, _I64 = np.uint32, np.uint64, np.int64
 _16, _12, _6, _LOW, _SIGN = _U32(16), _I64(12), _I64(6), _U32(0xFFFF), _U32(0x80000000)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile when first called, and keep the code on the disk if there is a place for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        return numba.njit(nogil=True)(function)
 
 
 @numba.njit(nogil=True)

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roundoff.formats._compiled import compiled
 from roundoff.metrics.at_once import at_once, parts_for_threads
 from roundoff.metrics.instructions import added, bits, wide
-from roundoff.metrics.wasserstein_numba import compiled
 from roundoff.metrics.weights import BITS, WeightDistance, made
 
 __all__ = ["gathered_by_numba"]

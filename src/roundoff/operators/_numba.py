@@ -9,11 +9,8 @@ Float32 in and out. One thread: the matrix products beside it take the others.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -21,13 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roundoff.formats._compiled import compiled
 from roundoff.operators import exponentials
 from roundoff.operators._vector import bits, fma, number, wide
 
 __all__ = [
     "TWINS",
-    "compiled",
-    "compiled_for_threads",
     "exact",
     "exact_2",
     "fma_rows",
@@ -196,40 +192,6 @@ def low_2(x):
 # addition, and a tile's dozens of calls would spend a fifth of their time on them. It cannot
 # make an array.
 inner: Any = numba.njit(nogil=True, _nrt=False)  # pyright: ignore[reportCallIssue]
-
-
-def compiled(function: Callable[..., None]) -> Any:
-    """Numba's, kept on disk where there is a folder to write to."""
-    return _kept(function, nogil=True)
-
-
-def compiled_for_threads(function: Callable[..., None]) -> Any:
-    """The same for a function whose `prange` is shared out; call it in `formats._numba.threads`."""
-    return _kept(function, nogil=True, parallel=True)
-
-
-def _kept(function: Callable[..., None], **options: bool) -> Any:
-    njit: Any = numba.njit
-    try:
-        made = njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder to write the cache to: compile in every process
-        return njit(**options)(function)
-    # Numba looks at the function's own file alone, but its loops hold those that it calls.
-    file = getattr(getattr(made, "_cache", None), "_cache_file", None)
-    if file is not None:
-        file._source_stamp = file._source_stamp, _sources()
-    return made
-
-
-@cache
-def _sources() -> str:
-    """The digest of all that compiled functions are made of: loops, and their constants."""
-    room = Path(__file__).parents[1]
-    loops = (p for part in ("formats", "operators") for p in (room / part).rglob("_[!_]*.py"))
-    digest = hashlib.sha256()
-    for file in sorted((*loops, room / "operators" / "exponentials.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 @compiled

@@ -14,8 +14,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from roundoff.formats._compiled import compiled, compiled_for_threads
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._numba import inner
 from roundoff.operators._vector import wide
 from roundoff.operators.attention._places import OUT, PRODUCT
 from roundoff.operators.attention._rounded import put_sure

@@ -16,11 +16,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from roundoff.formats._compiled import compiled, compiled_for_threads
 from roundoff.formats._numba import threads
 from roundoff.operators._numba import (
     LOG2_E,
-    compiled,
-    compiled_for_threads,
     exact,
     exact_2,
     inner,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numba
 
+from roundoff.formats._compiled import compiled, compiled_for_threads
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._numba import inner
 from roundoff.operators._vector import bits, fma, number, sum_of_row, wide
 
 __all__ = ["threads", "weigh", "weigh_together"]

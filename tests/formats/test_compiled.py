@@ -1,12 +1,14 @@
 """What is compiled is kept on disk, until any source that it may be made of is another one."""
 
+import contextlib
 import importlib.util
+import resource
 
 import pytest
 
 pytest.importorskip("numba")
 
-from roundoff.operators import _numba
+from roundoff.formats import _compiled
 
 SOURCE = """
 def add_one(x):
@@ -21,7 +23,7 @@ def from_disk(place):
     spec = importlib.util.spec_from_file_location("loops", place)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = _numba.compiled(module.add_one)
+    made = _compiled.compiled(module.add_one)
     x = np.zeros(1)
     made(x)
     assert x[0] == 1.0
@@ -33,6 +35,26 @@ def test_a_change_in_another_file_is_seen(tmp_path, monkeypatch):
     place.write_text(SOURCE)
     assert not from_disk(place)
     assert from_disk(place)
-    monkeypatch.setattr(_numba, "_sources", lambda: "another digest")
+    monkeypatch.setattr(_compiled, "_sources", lambda: "another digest")
+    assert not from_disk(place)
+    assert from_disk(place)
+
+
+@contextlib.contextmanager
+def full_disk():
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_costs_time_alone(tmp_path):
+    place = tmp_path / "loops.py"
+    place.write_text(SOURCE)
+    with full_disk():
+        assert not from_disk(place)
+    assert not list(tmp_path.rglob("*.tmp.*"))
     assert not from_disk(place)
     assert from_disk(place)

@@ -1,0 +1,62 @@
+"""Loops that Numba compiles, kept on the disk where it has a place for them.
+
+What is on the disk saves time and decides nothing: a full disk, or one without a place, makes
+every process compile anew; a change in any source of loops makes all of them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+
+__all__ = ["compiled", "compiled_for_threads"]
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile when first called; what is called must not touch Python's objects."""
+    return _kept(function, nogil=True)
+
+
+def compiled_for_threads(function: Callable[..., Any]) -> Any:
+    """The same for a function whose `prange` is shared out; call it in `formats._numba.threads`."""
+    return _kept(function, nogil=True, parallel=True)
+
+
+def _kept(function: Callable[..., Any], **options: bool) -> Any:
+    njit: Any = numba.njit
+    try:
+        made = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder to write the cache to
+        return njit(**options)(function)
+    disk = getattr(made, "_cache", None)
+    if disk is not None:
+        save = disk.save_overload
+
+        def try_to_save(*compiled: Any) -> None:
+            with contextlib.suppress(OSError):  # a full disk
+                save(*compiled)
+
+        disk.save_overload = try_to_save
+    # Numba looks at the function's own file alone, but its loops hold those that it calls.
+    file = getattr(disk, "_cache_file", None)
+    if file is not None:
+        file._source_stamp = file._source_stamp, _sources()
+    return made
+
+
+@cache
+def _sources() -> str:
+    """The digest of all that compiled functions are made of: loops, and their constants."""
+    room = Path(__file__).parents[1]
+    loops = [p for part in ("formats", "operators") for p in (room / part).rglob("_[!_]*.py")]
+    loops += [room / "operators" / "exponentials.py", room / "metrics" / "instructions.py"]
+    digest = hashlib.sha256()
+    for file in sorted((*loops, *(room / "metrics").glob("*_numba.py"))):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
