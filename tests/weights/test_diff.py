@@ -224,6 +224,41 @@ def test_tied_tensors_are_counted_once(tmp_path):
     assert again.overall.distance.n == 4
 
 
+def test_an_optimizer_s_state_is_apart(tmp_path):
+    """As training loops keep it, in the layouts of torch.save, of DCP and of a file of its own."""
+    a = {n: t for n, t in weights().items() if t.numel()}
+    b = moved(a)
+
+    def moments(tensors, factor):
+        names = ("step", "exp_avg", "exp_avg_sq")
+        return {
+            key: dict(zip(names, (torch.tensor(factor), factor * t, t * t), strict=True))
+            for key, t in tensors.items()
+        }
+
+    alone = diff(a, b)
+    for write, numbered in ((save_torch, True), (save_dcp, False)):
+        sides: list[object] = []
+        for at, side in enumerate((a, b)):
+            states = moments(dict(enumerate(side.values())) if numbered else side, 1.0 + at)
+            tree = {"model": side, "optimizer": {"state": states}}
+            sides.append(write(tmp_path / f"{write.__name__}-{at}.pt", tree))
+        found = diff(*sides)
+        assert found.overall.distance == alone.overall.distance
+        assert found.overall.wasserstein_pooled == alone.overall.wasserstein_pooled
+        kinds = {group.name: group for group in found.optimizer}
+        assert set(kinds) == {"optimizer step", "optimizer exp_avg", "optimizer exp_avg_sq"}
+        assert {group.tensors for group in kinds.values()} == {len(a)}
+        assert kinds["optimizer step"].distance.max_diff == 1
+        assert len(found.groups) == len(alone.groups)
+        assert not any("exp_avg" in t.pair.name for t in found.worst())
+        assert any("optimizer state" in note for note in found.notes)
+        states = {"state": moments(dict(enumerate(a.values())), 1.0)}
+    only = diff(save_torch(tmp_path / "a.pt", states), save_torch(tmp_path / "b.pt", states))
+    assert only.overall.tensors == 0
+    assert len(only.optimizer) == 3
+
+
 def test_buffers_are_compared_but_not_pooled():
     a = {"w": torch.ones(3), "n": torch.tensor(5), "mask": torch.tensor([True, False])}
     found = diff(a, a | {"n": torch.tensor(9), "mask": torch.tensor([True, True])})
@@ -253,8 +288,8 @@ def test_the_record_holds_everything():
     a = weights()
     record = json.loads(dumps(diff(a, moved(a), base=a).to_record()))
     assert {
-        "a", "b", "base", "cast", "overall", "groups", "tensors", "worst", "only_a", "only_b",
-        "reshaped", "tied", "notes",
+        "a", "b", "base", "cast", "overall", "groups", "optimizer", "tensors", "worst", "only_a",
+        "only_b", "reshaped", "tied", "notes",
     } == set(record)  # fmt: skip
     expected = {
         "max_diff", "rel_l2", "rel_l1", "cosine", "ulp_mean", "ulp_max", "sign_flips", "wasserstein"

@@ -49,6 +49,7 @@ def show_diff(found: Diff, worst: int) -> None:
     rows = [_group(group) for group in groups]
     if len(found.groups) > 1 or found.overall.tensors:
         rows.append(_group(found.overall))
+    rows += map(_group, found.optimizer)
     print_table(title, head, rows)
     if tensors := found.worst(worst):
         print_table(
@@ -111,7 +112,7 @@ def _show_updates(found: Diff) -> None:
     """The ways from the base, for each layer."""
     rows = [
         (printable(group.name, 40), *_way(group.update))
-        for group in [*found.groups[:MOST_GROUPS], found.overall]
+        for group in [*found.groups[:MOST_GROUPS], found.overall, *found.optimizer]
         if group.update is not None
     ]
     base = "" if found.base is None else printable(found.base.path)

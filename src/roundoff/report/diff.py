@@ -93,7 +93,7 @@ def _groups(comparison: Document) -> list[Document]:
     if len(groups) > MOST_LAYERS:
         worst = sorted(groups, key=lambda g: -_size(g["rel_l2"]))[:MOST_LAYERS]
         groups = [g for g in groups if any(g is w for w in worst)]
-    return [*groups, comparison["overall"]]
+    return [*groups, comparison["overall"], *comparison["optimizer"]]
 
 
 def _size(value: float) -> float:
@@ -141,7 +141,7 @@ def _shade(cells: Sequence[dict[str, Any]]) -> None:
 
 
 def _rows(comparison: Document) -> Iterator[list[str]]:
-    for group in [*comparison["groups"], comparison["overall"]]:
+    for group in [*comparison["groups"], comparison["overall"], *comparison["optimizer"]]:
         numbers = [f"{float(v):.3g}" for v in (group["max_diff"], *_numbers(group).values())]
         yield [_name(group), str(group["tensors"]), str(group["elements"]), *numbers]
 

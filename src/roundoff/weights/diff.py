@@ -13,7 +13,7 @@ from roundoff.metrics.weights import WeightDistance
 from roundoff.weights.casts import Cast
 from roundoff.weights.checkpoint import Checkpoint
 from roundoff.weights.heap import MOST_PASSES, Heap
-from roundoff.weights.names import bare_names, group_of
+from roundoff.weights.names import bare_names, group_of, optimizer_kinds
 from roundoff.weights.pairs import Pair, Pairing, paired
 from roundoff.weights.readers import Source, open_checkpoint
 from roundoff.weights.tensors import (
@@ -30,7 +30,7 @@ __all__ = ["Diff", "GroupDiff", "compare_checkpoints", "diff"]
 
 @dataclass(frozen=True, slots=True)
 class GroupDiff:
-    """Several floating-point tensors together: a layer, or all.
+    """Several floating-point tensors together: a layer, all weights, a kind of optimizer state.
 
     `wasserstein_pooled` is W1 of all their values in one heap a side (None where it was not taken).
     `wasserstein_per_tensor` is the mean of the tensors' own W1, weighted by size, in which one
@@ -49,8 +49,9 @@ class GroupDiff:
 class Diff:
     """What came of a comparison: `overall`, `groups` and `tensors`, and what was not compared.
 
-    A is golden. `overall` and `groups` are of the floating-point tensors, each counted once.
-    `cast` is what all of these that differ have in common.
+    A is golden. `overall` and `groups` are of the model's floating-point tensors, each counted
+    once; `cast` is what all of these that differ have in common. `optimizer` is of what an
+    optimizer keeps, told by its names (`optimizer_kinds`), a group for each kind of it.
     """
 
     a: Checkpoint
@@ -62,9 +63,10 @@ class Diff:
     overall: GroupDiff
     cast: Cast | None
     notes: Sequence[str] = field(default_factory=list[str])
+    optimizer: Sequence[GroupDiff] = ()
 
     def worst(self, count: int = 10) -> list[TensorDiff]:
-        """Return the tensors of the largest `rel_l2`, those with a NaN first.
+        """Return the tensors of the largest `rel_l2`, those with a NaN first; weights, if any.
 
         >>> import torch
         >>> a = {"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}
@@ -76,7 +78,9 @@ class Diff:
             found = tensor.distance.rel_l2
             return math.inf if math.isnan(found) else found
 
-        changed = [t for t in self.tensors if t.distance.differing]
+        kinds = optimizer_kinds(t.pair.name for t in self.tensors)
+        weights = [t for t in self.tensors if t.pair.name not in kinds] or self.tensors
+        changed = [t for t in weights if t.distance.differing]
         return sorted(changed, key=size, reverse=True)[:count]
 
     def to_record(self) -> dict[str, Any]:
@@ -120,21 +124,34 @@ def compare_checkpoints(
     pairing = paired(a, b, renames)
     reading = Reading(a, b, base, {}, tell, sum(bytes_of(pair) for pair in pairing.pairs))
     notes = _base_names(reading, pairing)
-    heap, groups, tensors = Heap(_pooled(pairing.pairs)), list[GroupDiff](), list[TensorDiff]()
-    by_group: dict[str, list[Pair]] = {}
+    kinds = optimizer_kinds(pair.name for pair in pairing.pairs)
+    heap = Heap(_pooled([pair for pair in pairing.pairs if pair.name not in kinds]))
+    groups, optimizer, tensors = list[GroupDiff](), list[GroupDiff](), list[TensorDiff]()
+    by_group: dict[tuple[bool, str], list[Pair]] = {}
     for pair in pairing.pairs:
-        by_group.setdefault(group_of(pair.name), []).append(pair)
+        kind = kinds.get(pair.name)
+        key = (False, group_of(pair.name)) if kind is None else (True, f"optimizer {kind}")
+        by_group.setdefault(key, []).append(pair)
     if not has_kernels():
         notes.append("without Numba this is slower, and sorts hold whole tensors: roundoff[fast]")
-    for name, pairs in by_group.items():
+    for (is_state, name), pairs in by_group.items():
         found = _compare_group(reading, name, pairs, heap, most_passes)
         tensors += found[0]
-        groups += [found[1]] if found[1].tensors else []
+        if found[1].tensors:
+            (optimizer if is_state else groups).append(found[1])
     pooled = heap.distance(reading, most_passes=most_passes)
-    overall = _together("all", _counted(tensors), pooled)
+    weights = [t for t in tensors if t.pair.name not in kinds]
+    overall = _together("all", _counted(weights), pooled)
     if isinstance(pooled, str):
         notes.append(f"the pooled W1 of all is not given: {pooled}")
-    return Diff(a, b, base, pairing, tensors, groups, overall, _cast(tensors), notes)
+    if optimizer:
+        count = sum(group.tensors for group in optimizer)
+        notes.append(
+            f"{count} tensors of optimizer state are no part of all, and have their own rows"
+        )
+    return Diff(
+        a, b, base, pairing, tensors, groups, overall, _cast(weights), notes, optimizer
+    )  # fmt: skip
 
 
 def _compare_group(

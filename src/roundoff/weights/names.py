@@ -11,7 +11,20 @@ from typing import cast
 from roundoff.errors import CheckpointError, UnknownNameError, UsageError
 from roundoff.state.wrappers import DDP, unwrapped_name
 
-__all__ = ["bare_names", "group_of", "read_renames", "renamed"]
+__all__ = ["bare_names", "group_of", "optimizer_kinds", "read_renames", "renamed"]
+
+OPTIMIZERS = {
+    "optimizer", "optimizers", "optim", "optimizer_state", "optimizer_states",
+    "optimizer_state_dict", "optim_state_dict", "optim_state", "base_optimizer_state",
+}  # fmt: skip
+"""Parts of names, below which torch, DCP, Lightning and DeepSpeed keep their state."""
+KINDS = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg",
+    "grad_avg", "acc_delta", "exp_avg_sq_row", "exp_avg_sq_col", "master_param", "master_weight",
+    "master_weights", "fp32_param", "fp32_from_fp16_params", "fp32_flat_groups",
+    "single_partition_of_fp32_groups",
+}  # fmt: skip
+"""What optimizers call what they keep for each weight, copies of weights in fp32 among it."""
 
 
 def bare_names(path: str, names: Iterable[str]) -> dict[str, str]:
@@ -52,6 +65,24 @@ def group_of(name: str) -> str:
         if part.isdigit():
             return ".".join(parts[: depth + 1])
     return ".".join(parts[:-1]) or name
+
+
+def optimizer_kinds(names: Iterable[str]) -> dict[str, str]:
+    """Return the names that belong to an optimizer, with the kind of each: `exp_avg`, `step`.
+
+    They are below a part that is called as optimizers are, or hold one of the words that optimizers
+    use, or stand beside such a name.
+
+    >>> optimizer_kinds(["fc.weight", "optimizer.state.0.step", "state.0.exp_avg", "state.0.step"])
+    {'optimizer.state.0.step': 'step', 'state.0.exp_avg': 'exp_avg', 'state.0.step': 'step'}
+    """
+    parts = {name: name.split(".") for name in names}
+    beside = {tuple(p[:-1]) for p in parts.values() if len(p) > 1 and p[-1] in KINDS}
+    return {
+        name: next((part for part in p if part in KINDS), p[-1])
+        for name, p in parts.items()
+        if not KINDS.isdisjoint(p) or not OPTIMIZERS.isdisjoint(p[:-1]) or tuple(p[:-1]) in beside
+    }
 
 
 def read_renames(path: Path) -> dict[str, str]:

@@ -25,6 +25,7 @@ def record_of(found: Diff) -> dict[str, Any]:
         "cast": None if found.cast is None else str(found.cast),
         "overall": _group(found.overall),
         "groups": [_group(group) for group in found.groups],
+        "optimizer": [_group(group) for group in found.optimizer],
         "tensors": [_tensor(tensor) for tensor in found.tensors],
         "worst": [tensor.pair.name for tensor in found.worst()],
         "only_a": list(pairing.only_a),
