@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from roundoff.cli.differences import shortened
 from roundoff.store.json import loads
 
 
@@ -33,7 +36,7 @@ def place(folder, monkeypatch):
 def test_the_tables(inside, place):
     out, err = inside("diff", "a.safetensors", "b.safetensors")
     assert "3 pairs of tensors, 0 of them the same" in out
-    for word in ("layers.0", "embed.weight", "W1 pooled", "W1 a tensor", "all", "0.01"):
+    for word in ("layers.0", "embed.weight", "W1 pool", "W1 mean", "all", "0.01"):
         assert word in out
     assert max(map(len, out.splitlines())) <= 100
     assert err.splitlines()[-1] == "again: roundoff diff a.safetensors b.safetensors"
@@ -104,6 +107,48 @@ def test_names_that_would_write_to_the_terminal(inside, place):
     assert "[/nothing]" in out
     assert max(map(len, out.splitlines())) <= 100
     assert "<script>" not in (place / "odd" / "diff.html").read_text()
+
+
+@pytest.mark.parametrize("optimizer", [False, True])
+def test_long_names_stay_apart_in_100_columns(inside, place, optimizer):
+    """Names of real models, numbers that take their whole width, and every table."""
+    layers = [f"model.language_model.layers.{i}.{m}.weight" for i in (0, 1, 10, 11)
+              for m in ("self_attn.q_proj", "self_attn.k_proj")]  # fmt: skip
+    layers += [f"model.visual.blocks.{i}.attention.output.dense.weight" for i in (3, 13)]
+    generator = torch.Generator().manual_seed(0)
+    base = {n: 1e-3 * torch.randn(4096, 48, generator=generator) for n in layers}
+    sides = [{n: t * (1 + by) - by * 1e-4 for n, t in base.items()} for by in (0, 1e-5, 0.01)]
+    for at, side in enumerate(sides):
+        if optimizer:
+            side["optimizer.state.0.exp_avg_sq"] = torch.full((2,), 1e-30 * (1 + at))
+        torch.save(side, place / f"a-rather-long-name-of-a-checkpoint-at-step-{at}000.pt")
+    files = sorted(p.name for p in place.glob("a-rather*"))
+    out, err = inside("diff", *files[:2], "--base", files[2], "--worst", 20)
+    series, _ = inside("diff", *files)
+    tables = [part.split("\n \u2500")[1:] for part in (out, series)]
+    assert max(map(len, [*out.splitlines(), *series.splitlines()])) <= 100
+    for heads in (
+        "layer n max_diff rel_l2 1-cos steps flips % W1 pool W1 mean",
+        "tensor shape max_diff rel_l2 1-cos steps flips % W1",
+        "layer |A-C| |B-C| cosine |B-A|/|A-C|",
+        "checkpoint max_diff rel_l2 1-cos steps flips % W1 pool W1 mean",
+    ):
+        assert any(" ".join(x.split()) == heads for x in (out + series).splitlines()), heads
+    for table, count in zip([*tables[0], *tables[1]], (7 + optimizer, 10, 7, 2), strict=True):
+        rows = [
+            line.split()[0] for line in table.split("\n \n")[0].splitlines()[1:] if line.strip()
+        ]
+        names = rows[:count]
+        assert len(set(names)) == count, table
+    assert "--json has them whole" in " ".join(err.split())
+
+
+@given(st.lists(st.text("ab.", min_size=1, max_size=40), unique=True, max_size=30))
+def test_shortened_names_are_short_and_apart(names):
+    short = shortened(names, 12)
+    assert max(map(len, short), default=0) <= 12
+    assert len(set(short)) == len(names)
+    assert all(a == b for a, b in zip(names, short, strict=True) if len(a) <= 12)
 
 
 @pytest.mark.parametrize(

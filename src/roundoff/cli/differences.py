@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.markup import escape
 
-from roundoff.cli.terminal import messages, print_table
+from roundoff.cli.terminal import WIDTH, messages, print_table
 from roundoff.metrics.weights import WeightDistance
 from roundoff.weights.diff import Diff, GroupDiff
 from roundoff.weights.tensors import TensorDiff
 
-__all__ = ["printable", "show_diff", "show_series"]
+__all__ = ["printable", "shortened", "show_diff", "show_series"]
 
 MOST_GROUPS = 40
 """Layers that are shown; beyond it, the worst of them."""
 MOST_NAMES = 5
+LEAST_NAME = 12
+"""Characters of a name, whatever stands beside it."""
 LEGEND = (
     "rel_l2 = |B - A| / |A|; steps: mean distance in numbers of the dtype; flips: opposite signs; "
-    "W1 pooled: all values in one heap; W1 a tensor: the mean over tensors, by size; n: tensors"
+    "W1 pool: all values in one heap; W1 mean: of the tensors' own, by size; n: tensors; "
+    "names are cut at '..' (--json has them whole)"
 )
-COLUMNS = ["max_diff>", "rel_l2>", "1-cos>", "steps>", "flips>"]
+COLUMNS = ["max_diff>", "rel_l2>", "1-cos>", "steps>", "flips %>"]
+POOLED = ["W1 pool>", "W1 mean>"]
 
 
 def printable(name: str, limit: int = 0) -> str:
@@ -30,6 +36,62 @@ def printable(name: str, limit: int = 0) -> str:
     if limit and len(text) > limit:
         text = f"{text[: limit // 2 - 1]}..{text[-(limit - limit // 2 - 1) :]}"
     return escape(text)
+
+
+def shortened(names: Sequence[str], limit: int) -> list[str]:
+    """The names in at most `limit` characters, cut where they still tell each other apart.
+
+    Once, near the middle; where no such cut does, at the parts that most names share.
+
+    >>> shortened(["model.layers.10.q.weight", "model.layers.11.q.weight", "head"], 20)
+    ['model.la..0.q.weight', 'model.la..1.q.weight', 'head']
+    """
+    common = Counter(part for name in names for part in set(name.split(".")))
+    taken = {name for name in names if len(name) <= limit}
+    shown: list[str] = []
+    for name in names:
+        text = name
+        if len(name) > limit:
+            text = cut = _cut(name, names, limit) or _parts(name, common, limit)
+            count = 1
+            while text in taken:  # nothing tells them apart
+                count += 1
+                text = cut[: limit - 1 - len(str(count))] + f"#{count}"
+            taken.add(text)
+        shown.append(text)
+    return shown
+
+
+def _cut(name: str, names: Sequence[str], limit: int) -> str:
+    """A name without a run of it that leaves two ends which no other has; nothing if none does."""
+    kept = limit - 2
+    for head in sorted(range(kept + 1), key=lambda head: abs(2 * head - kept)):
+        start, end = name[:head], name[len(name) - kept + head :]
+        others = (n for n in names if n != name)
+        if not any(n.startswith(start) and n.endswith(end) for n in others):
+            return f"{start}..{end}"
+    return ""
+
+
+def _parts(name: str, common: Counter[str], limit: int) -> str:
+    """The parts of a name that fewest names have, numbers before all."""
+    parts: list[str] = name.split(".")
+    for part in sorted(set(parts), key=lambda part: (part.isdigit(), -common[part])):
+        parts = ["" if kept == part else kept for kept in parts]
+        text = re.sub(r"\.{2,}", "..", f".{'.'.join(parts)}.")
+        text = re.sub(r"^\.(?!\.)|(?<!\.)\.$", "", text)
+        if len(text) <= limit:
+            return text
+    return name[: limit - 2] + ".."
+
+
+def _print_named(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column has names, in the room that the others leave to them."""
+    others = list(zip(*([name.rstrip(">!") for name in head], *rows), strict=True))[1:]
+    room = WIDTH - sum(3 + max(map(len, column)) for column in others) - 5
+    names = shortened([_visible(row[0]) for row in rows], max(room, LEAST_NAME))
+    cut = [(escape(name), *row[1:]) for name, row in zip(names, rows, strict=True)]
+    print_table(title, head, cut)
 
 
 def _visible(text: str) -> str:
@@ -45,14 +107,14 @@ def show_diff(found: Diff, worst: int) -> None:
     if len(groups) > MOST_GROUPS:
         groups = sorted(groups, key=lambda g: -_number(g.distance.rel_l2))[:MOST_GROUPS]
         title = f"the {MOST_GROUPS} worst of {len(found.groups)} layers (--json has all)"
-    head = ["layer!", "n>", *COLUMNS, "W1 pooled>", "W1 a tensor>"]
+    head = ["layer!", "n>", *COLUMNS, *POOLED]
     rows = [_group(group) for group in groups]
     if len(found.groups) > 1 or found.overall.tensors:
         rows.append(_group(found.overall))
     rows += map(_group, found.optimizer)
-    print_table(title, head, rows)
+    _print_named(title, head, rows)
     if tensors := found.worst(worst):
-        print_table(
+        _print_named(
             f"the worst {len(tensors)} of {len(found.tensors)} tensors, by rel_l2",
             ["tensor!", "shape>", *COLUMNS, "W1>"],
             [_tensor(tensor) for tensor in tensors],
@@ -80,15 +142,13 @@ def _headlines(found: Diff) -> Iterator[str]:
 
 def _group(group: GroupDiff) -> tuple[str, ...]:
     pooled = "" if group.wasserstein_pooled is None else _short(group.wasserstein_pooled)
-    name = printable(group.name, 20)
     per_tensor = _short(group.wasserstein_per_tensor)
-    return (name, str(group.tensors), *_metrics(group.distance), pooled, per_tensor)
+    return (group.name, str(group.tensors), *_metrics(group.distance), pooled, per_tensor)
 
 
 def _tensor(tensor: TensorDiff) -> tuple[str, ...]:
     shape = "x".join(map(str, tensor.pair.a.shape)) or "scalar"
-    name = printable(tensor.pair.name, 30)
-    return (name, shape, *_metrics(tensor.distance), _short(tensor.wasserstein))
+    return (tensor.pair.name, shape, *_metrics(tensor.distance), _short(tensor.wasserstein))
 
 
 def _metrics(distance: WeightDistance) -> tuple[str, ...]:
@@ -96,7 +156,7 @@ def _metrics(distance: WeightDistance) -> tuple[str, ...]:
     found = map(_short, (distance.max_diff, distance.rel_l2, away))
     broken = distance.nonfinite_a or distance.nonfinite_b
     between = math.isnan(distance.ulp_mean) and not broken  # two dtypes, or nothing
-    flips = f"{100 * distance.sign_flips / distance.n:.2g} %" if distance.n else ""
+    flips = f"{100 * distance.sign_flips / distance.n:.2g}" if distance.n else ""
     return (*found, "" if between else _short(distance.ulp_mean), flips)
 
 
@@ -111,13 +171,13 @@ def _number(value: float) -> float:
 def _show_updates(found: Diff) -> None:
     """The ways from the base, for each layer."""
     rows = [
-        (printable(group.name, 40), *_way(group.update))
+        (group.name, *_way(group.update))
         for group in [*found.groups[:MOST_GROUPS], found.overall, *found.optimizer]
         if group.update is not None
     ]
     base = "" if found.base is None else printable(found.base.path)
-    print_table(
-        "updates from the base C", ["layer", "|A-C|>", "|B-C|>", "cosine>", "|B-A|/|A-C|>"], rows
+    _print_named(
+        "updates from the base C", ["layer!", "|A-C|>", "|B-C|>", "cosine>", "|B-A|/|A-C|>"], rows
     )
     messages().print(f"C: {base}", style="dim", soft_wrap=True)
 
@@ -153,9 +213,9 @@ def _listed(what: str, names: Sequence[str]) -> Iterator[str]:
 
 def show_series(found: Sequence[Diff], against: str) -> None:
     """Print a line for each checkpoint after the first."""
-    rows = [(printable(one.b.path, 27), *_step(one)) for one in found]
+    rows = [(one.b.path, *_step(one)) for one in found]
     title = f"each against the {against} ({_visible(found[0].a.path)})"
-    print_table(title, ["checkpoint!", *COLUMNS, "W1 pooled>", "W1 a tensor>"], rows)
+    _print_named(title, ["checkpoint!", *COLUMNS, *POOLED], rows)
     console = messages()
     for line in _first(line for one in found for line in _notes(one)):
         console.print(line, style="yellow", soft_wrap=True)

@@ -31,6 +31,7 @@ from roundoff.records import SCHEMA
 from roundoff.store.json import dumps
 
 __all__ = [
+    "WIDTH",
     "command_line",
     "counting",
     "messages",
