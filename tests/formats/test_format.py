@@ -3,7 +3,6 @@ import subprocess
 import sys
 
 import gfloat
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,8 @@ from gfloat import formats as gf
 
 from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import FORMATS, Format, get_format
+
+from .conftest import ML_DTYPES
 
 SMALL = [name for name, format in FORMATS.items() if format.bits <= 19]
 
@@ -24,20 +25,6 @@ GFLOAT = {
     "e2m3": gf.format_info_ocp_e2m3,
     "e3m2": gf.format_info_ocp_e3m2,
     "e2m1": gf.format_info_ocp_e2m1,
-}
-ML_DTYPES = {
-    "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16,
-    "e4m3fn": ml_dtypes.float8_e4m3fn,
-    "e5m2": ml_dtypes.float8_e5m2,
-    "e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "e2m3": ml_dtypes.float6_e2m3fn,
-    "e3m2": ml_dtypes.float6_e3m2fn,
-    "e2m1": ml_dtypes.float4_e2m1fn,
-    "e4m3": ml_dtypes.float8_e4m3,
-    "e3m4": ml_dtypes.float8_e3m4,
-    "e4m3b11fnuz": ml_dtypes.float8_e4m3b11fnuz,
 }
 
 

@@ -11,26 +11,14 @@ import torch
 from roundoff.formats import FORMATS, get_format, round_to
 from roundoff.formats._plan import FLOAT32, FLOAT64, Mode, make_plan
 
+from .conftest import ML_DTYPES
+
 # A new row of the catalogue gets the whole suite; the spelled ones are corners of the grammar.
 SPELLED = ["e4m3", "e3m4", "e4m3b11fnuz", "e5m7", "e1m2fn", "e2m1fn", "e8m1", "e2m1fnuz"]
 SMALL = [name for name, format in FORMATS.items() if format.bits <= 20] + SPELLED
 EXACT_MODES = [mode for mode in get_args(Mode) if mode != "stochastic"]
 OVERFLOWS = ["inf", "saturate"]
 
-ML_DTYPES = {
-    "bf16": ml_dtypes.bfloat16,
-    "fp16": np.float16,
-    "e4m3fn": ml_dtypes.float8_e4m3fn,
-    "e5m2": ml_dtypes.float8_e5m2,
-    "e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
-    "e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
-    "e2m3": ml_dtypes.float6_e2m3fn,
-    "e3m2": ml_dtypes.float6_e3m2fn,
-    "e2m1": ml_dtypes.float4_e2m1fn,
-    "e4m3": ml_dtypes.float8_e4m3,
-    "e3m4": ml_dtypes.float8_e3m4,
-    "e4m3b11fnuz": ml_dtypes.float8_e4m3b11fnuz,
-}
 GFLOAT_MODES = {
     "nearest": gfloat.RoundMode.TiesToEven,
     "nearest-away": gfloat.RoundMode.TiesToAway,

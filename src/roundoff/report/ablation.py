@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from roundoff.registry import require
 from roundoff.report.charts import ROW, altair
 from roundoff.report.figure import Spec
-from roundoff.report.files import png, svg, write_whole
+from roundoff.report.files import inline, png, rendered, svg, write_whole
 from roundoff.report.look import DARK, LIGHT, Look
 from roundoff.store.json import dumps
 
-__all__ = ["bars", "inline", "write_ablation"]
+__all__ = ["bars", "write_ablation"]
 
 Document = Mapping[str, Any]
 WIDTH = 460
@@ -118,22 +115,10 @@ def _caption(output: Document) -> str:
     )
 
 
-def inline(picture: str) -> str:
-    """An SVG picture as an address that a page holds in itself."""
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
-
-
 def _page(document: Document, outputs: Sequence[Document]) -> str:
-    jinja2 = require("jinja2", extra="report", purpose="a report")
-    room = files("roundoff.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(room.joinpath("ablation.html.j2").read_text("utf-8"))
-    css = environment.filters["safe"](room.joinpath("page.css").read_text(encoding="utf-8"))
-    return template.render(
-        document=document, outputs=outputs, columns=COLUMNS, css=css,
-        facts=_facts(document), light=LIGHT, dark=DARK,
+    return rendered(
+        "ablation.html.j2",
+        document=document, outputs=outputs, columns=COLUMNS, facts=_facts(document),
     )  # fmt: skip
 
 

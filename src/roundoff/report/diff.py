@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from roundoff.registry import require
-from roundoff.report.ablation import inline
 from roundoff.report.charts import ROW, altair
 from roundoff.report.figure import Spec
-from roundoff.report.files import png, svg, write_whole
+from roundoff.report.files import inline, png, rendered, svg, write_whole
 from roundoff.report.look import DARK, LIGHT, Look
 from roundoff.store.json import dumps
 
@@ -184,14 +181,7 @@ def _lists(comparison: Document) -> Iterator[tuple[str, str]]:
 
 
 def _page(document: Document, comparisons: Sequence[Document]) -> str:
-    jinja2 = require("jinja2", extra="report", purpose="a report")
-    room = files("roundoff.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(room.joinpath("diff.html.j2").read_text("utf-8"))
-    css = environment.filters["safe"](room.joinpath("page.css").read_text(encoding="utf-8"))
-    return template.render(
-        command=document["command"], comparisons=comparisons, columns=COLUMNS,
-        metrics=METRICS, css=css, light=LIGHT, dark=DARK,
+    return rendered(
+        "diff.html.j2",
+        command=document["command"], comparisons=comparisons, columns=COLUMNS, metrics=METRICS,
     )  # fmt: skip

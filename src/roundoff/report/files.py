@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-import secrets
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from roundoff.errors import RunError
 from roundoff.registry import require
 from roundoff.report.charts import altair
-from roundoff.store.disk import PRIVATE_PREFIX, check_writable, disk_errors
+from roundoff.report.look import DARK, LIGHT
+from roundoff.store.disk import check_writable, replacing
 
-__all__ = ["bundle", "check_folder", "embedded_json", "png", "svg", "write_whole"]
+__all__ = [
+    "bundle", "check_folder", "embedded_json", "inline", "png", "rendered", "svg", "write_whole",
+]  # fmt: skip
 
 SCALE = 2.0
 """Pixels of a picture for each pixel of a chart."""
@@ -31,16 +35,29 @@ def check_folder(folder: Path) -> None:
 
 def write_whole(path: Path, content: bytes) -> Path:
     """Write a file so that a reader sees the old one or the new one, or raise a `RunError`."""
-    temporary = path.with_name(f"{PRIVATE_PREFIX}{secrets.token_hex(4)}.tmp")
-    with disk_errors("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return path
+
+
+def rendered(template: str, *, safe: Mapping[str, str] | None = None, **values: object) -> str:
+    """A page from a template of this room: `values` are escaped, `safe` and the style are not."""
+    jinja2 = require("jinja2", extra="report", purpose="a report")
+    room = files("roundoff.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    own = {"css": room.joinpath("page.css").read_text(encoding="utf-8"), **(safe or {})}
+    parts = {name: environment.filters["safe"](text) for name, text in own.items()}
+    text: str = environment.from_string(room.joinpath(template).read_text("utf-8")).render(
+        light=LIGHT, dark=DARK, **values, **parts
+    )
+    return text
+
+
+def inline(picture: str) -> str:
+    """An SVG picture as an address that a page holds in itself."""
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
 
 
 def embedded_json(value: object) -> str:

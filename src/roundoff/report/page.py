@@ -10,12 +10,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roundoff.registry import require
 from roundoff.report import tables
 from roundoff.report.bias import bias_figures
 from roundoff.report.claims import Shown, read_claims
 from roundoff.report.figure import Figure, Names
-from roundoff.report.files import bundle, check_folder, embedded_json, png, svg, write_whole
+from roundoff.report.files import (
+    bundle,
+    check_folder,
+    embedded_json,
+    png,
+    rendered,
+    svg,
+    write_whole,
+)
 from roundoff.report.formats import format_figures
 from roundoff.report.lines import line_figures
 from roundoff.report.look import DARK, LIGHT
@@ -220,13 +227,6 @@ def _data(figure: Figure) -> dict[str, Any]:
 
 def _render(content: Content, *, data: str, bundle: str) -> str:
     """The page as text; everything from the run is escaped, the page's own parts are not."""
-    jinja2 = require("jinja2", extra="report", purpose="a report")
-    room = files("roundoff.report")
-    own = {n: room.joinpath(f"page.{n}").read_text(encoding="utf-8") for n in ("css", "js")}
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(room.joinpath("page.html.j2").read_text(encoding="utf-8"))
-    safe = environment.filters["safe"]
-    parts = {k: safe(v) for k, v in {**own, "data": data, "bundle": bundle}.items()}
-    return template.render(content=content, light=LIGHT, dark=DARK, **parts)
+    script = files("roundoff.report").joinpath("page.js").read_text(encoding="utf-8")
+    safe = {"js": script, "data": data, "bundle": bundle}
+    return rendered("page.html.j2", safe=safe, content=content)
