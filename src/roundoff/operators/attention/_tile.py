@@ -17,55 +17,30 @@ import numba
 import numpy as np
 
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import (
-    LOG2_E,
-    compiled,
-    compiled_for_threads,
-    exact,
-    exact_2,
-    inner,
-    low,
-    low_2,
-)
-from roundoff.operators._vector import (
-    fma,
-    largest_of_row,
-    sum_of_64,
-    sum_of_row_of_128,
-    wide,
-)
+from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._vector import largest_of_row, wide
 from roundoff.operators.attention._places import (
     ADDED,
-    AFTER,
-    ARGUMENT,
     BASE_2,
-    BY_FMA,
-    EXP,
+    BY_DROPPING,
     EXPONENT,
     FACTOR,
     LAZY,
     LOGITS,
     MAXIMUM,
-    PLAIN,
     QK,
-    QUANTIZED,
-    QUANTUM,
     SCALE,
     SCALED,
     SCORES,
-    SUBTRACT,
     SUM,
     THRESHOLD,
-    TIMES_LOG2_E,
     UNIT,
-    WAITING,
-    WEIGHTS,
 )
-from roundoff.operators.attention._rounded import put_all, put_less, put_times
+from roundoff.operators.attention._rounded import dropped, last_bit, put_all, put_times
+from roundoff.operators.attention._weighing import LANES, powers, weigh
 
 __all__ = [
     "hide",
-    "powers",
     "scaled",
     "take_in",
     "take_in_together",
@@ -73,16 +48,22 @@ __all__ = [
 ]
 
 _F, _I = np.float32, np.int32
-AT_ONCE = 8192  # elements of S that go through all steps together
-LANES = 64
+AT_ONCE = 4096  # elements of S that go through all steps together
 HIDDEN = _F(-np.inf)
-ZERO, NEGATIVE_ZERO = _F(0), _F(-0.0)
+ZERO = _F(0)
 HIGH = _F(30)
 
 
 @inner
 def scaled(x, plans, settings):
+    """S as the product left it through roundings and scale; the usual roundings take one loop."""
     wide()
+    if settings[SCALED] != 0 and plans[SCORES, 0] == 0 and plans[QK, 0] == BY_DROPPING:
+        if plans[LOGITS, 0] == BY_DROPPING:
+            c, first, second = settings[SCALE], last_bit(plans[QK]), last_bit(plans[LOGITS])
+            for i in range(x.size):
+                x[i] = dropped(_F(dropped(x[i], first) * c), second)
+            return
     put_all(x, plans[QK])
     put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
@@ -146,79 +127,9 @@ def _new_state(state, top, new, plans, settings):
 
 
 @inner
-def _arguments(S, column, plans, settings):
-    """What the exponential is taken of."""
+def _new_sums(state, column, plans):
+    """l of each row, `column` the sums of this tile."""
     wide()
-    how, c, x = settings[SUBTRACT], settings[WAITING], S.reshape(-1)
-    if how == PLAIN and settings[TIMES_LOG2_E] == 0:
-        put_less(S, column, plans[ARGUMENT])
-        return
-    for r in range(S.shape[0]):
-        shift = column[r]
-        d = _F(-_F(shift * c))
-        if how == PLAIN:
-            for j in range(S.shape[1]):
-                S[r, j] = _F(S[r, j] - shift)
-        elif how == BY_FMA:
-            for j in range(S.shape[1]):
-                S[r, j] = fma(S[r, j], c, d)
-        else:
-            for j in range(S.shape[1]):
-                S[r, j] = _F(_F(S[r, j] - shift) * c)
-    if settings[TIMES_LOG2_E] != 0:
-        for i in range(x.size):
-            x[i] = _F(x[i] * LOG2_E)
-    put_all(x, plans[ARGUMENT])
-
-
-@inner
-def powers(x, base_2, high):
-    """exp or 2^x of all; the shorter functions where nothing is high."""
-    wide()
-    if high:
-        for i in range(x.size):
-            x[i] = exact_2(x[i]) if base_2 else exact(x[i])
-    elif base_2:
-        for i in range(x.size):
-            x[i] = low_2(x[i])
-    else:
-        for i in range(x.size):
-            x[i] = low(x[i])
-
-
-@inner
-def _row_sums(S, y, column):
-    """The sum of each row as `arithmetic.row_sum` adds it up; `y` is room for them."""
-    wide()
-    for r in range(S.shape[0]):
-        n = (S.shape[1] + LANES - 1) // LANES * LANES
-        for j in range(S.shape[1]):
-            y[j] = S[r, j]
-        for j in range(S.shape[1], n):
-            y[j] = NEGATIVE_ZERO
-        while n > LANES:
-            kept = (n // LANES + 1) // 2 * LANES
-            for j in range(n - kept):
-                y[j] = _F(y[j] + y[j + kept])
-            n = kept
-        column[r] = sum_of_64(y)
-
-
-@inner
-def _row_sums_of_128(S, column):
-    """The same for the usual tile, which need not be copied first."""
-    wide()
-    for r in range(S.shape[0]):
-        column[r] = sum_of_row_of_128(S, r)
-
-
-@inner
-def _sums(S, state, plans, room, column):
-    wide()
-    if S.shape[1] == 128:
-        _row_sums_of_128(S, column)
-    else:
-        _row_sums(S, room, column)
     l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
     for r in range(l.size):
         l[r] = _F(l[r] * factor[r])
@@ -227,18 +138,6 @@ def _sums(S, state, plans, room, column):
     for r in range(l.size):
         l[r] = _F(l[r] + column[r])
     put_all(l, plans[SUM])
-
-
-@inner
-def _cast(x, plans, settings):
-    wide()
-    if settings[QUANTIZED] != 0:
-        c = settings[QUANTUM]
-        put_times(x, c, plans[WEIGHTS])
-        for i in range(x.size):
-            x[i] = _F(x[i] / c)
-    else:
-        put_all(x, plans[WEIGHTS])
 
 
 @inner
@@ -254,14 +153,8 @@ def _take_in(S, at, state, seen, how, room):
         hide(S, seen, begin, start)
     _largest(S, column)
     high = _new_state(state, column, new, plans, settings)
-    _arguments(S, column, plans, settings)
-    powers(x, settings[BASE_2] != 0, high)
-    put_all(x, plans[EXP])
-    if settings[AFTER] == 0:
-        _sums(S, state, plans, spare, column)
-    _cast(x, plans, settings)
-    if settings[AFTER] != 0:
-        _sums(S, state, plans, spare, column)
+    weigh(S, column, spare, high, how)
+    _new_sums(state, column, plans)
 
 
 @inner
