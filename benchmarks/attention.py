@@ -188,7 +188,7 @@ def pieces(repeats: int) -> dict[str, dict[str, float]]:
         block = Block(recipe.resolved(BF16, head_dim=DIM, causal=False), call, q, k, v, call.rows)
         plans, settings = fused.plans(block.recipe), fused.settings(block)
         state = np.zeros((5, 1024), np.float32)
-        tile = scores, state, fused.EVERYWHERE, 0, plans, settings
+        tile = scores, out[:, :0], state, fused.EVERYWHERE, 0, (plans, settings)
         runs: dict[str, Run] = {
             "QK^T": lambda: torch.bmm(rows, key, out=s),
             "tile": lambda tile=tile: _product.take_in(*tile),

@@ -22,18 +22,18 @@ from numba.np.arrayobj import make_array
 
 __all__ = ["Formula", "Lanes", "along_row", "in_place", "scalar"]
 
-_FLOAT, _LONG = ir.FloatType(), ir.IntType(64)
+_FLOATS = {ir.FloatType(): ("f32", 32), ir.DoubleType(): ("f64", 64)}
+_LONG = ir.IntType(64)
 _FEATURES = llvm.get_host_cpu_features()
-_WIDE = bool(_FEATURES.get("avx512f"))
-VECTOR = 16 if _WIDE else 8 if _FEATURES.get("avx") else 4
-# So many vectors side by side, four registers for each: then two thirds of a core's vector
-# operations no longer wait. A short row takes fewer, and its end one number at a time.
-WIDTHS = (8 * VECTOR, 4 * VECTOR, VECTOR, 1) if _WIDE else (4 * VECTOR, VECTOR, 1)
+VECTOR = 512 if _FEATURES.get("avx512f") else 256 if _FEATURES.get("avx") else 128  # bits
+# So many side by side that the CPU's adders and multipliers seldom wait; where a row has fewer, or
+# at its end, the next of these.
+VECTORS = 8, 4, 1
 Formula = Callable[..., Any]
 
 
 class Lanes:
-    """A float32 or int32, or a vector of them: one operation is one instruction."""
+    """A float or an integer, or a vector of them: one operation is one instruction."""
 
     __slots__ = ("_builder", "value")
 
@@ -52,8 +52,12 @@ class Lanes:
     def _made(self, name: str, other: Any) -> Lanes:
         return Lanes(self._builder, getattr(self._builder, name)(self.value, self._of(other)))
 
+    @property
+    def _element(self) -> Any:
+        return getattr(self.value.type, "element", self.value.type)
+
     def _is_float(self) -> bool:
-        return getattr(self.value.type, "element", self.value.type) == _FLOAT
+        return self._element in _FLOATS
 
     def __add__(self, other: Any) -> Lanes:
         return self._made("fadd" if self._is_float() else "add", other)
@@ -77,7 +81,7 @@ class Lanes:
         return Lanes(self._builder, self._builder.neg(self.value))
 
     def compared(self, how: str, other: Any) -> Lanes:
-        """Whether each number is ==, < or > another; of a NaN none is."""
+        """Whether each number is ==, <, >= and so on another; of a NaN none is."""
         name = "fcmp_ordered" if self._is_float() else "icmp_signed"
         return Lanes(self._builder, getattr(self._builder, name)(how, self.value, self._of(other)))
 
@@ -93,17 +97,20 @@ class Lanes:
     def times_plus(self, factor: Any, addend: Any) -> Lanes:
         """self * factor + addend with one rounding."""
         kind, builder = self.value.type, self._builder
-        name = f"llvm.fma.v{kind.count}f32" if hasattr(kind, "count") else "llvm.fma.f32"
+        lanes = f"v{kind.count}" if hasattr(kind, "count") else ""
+        name = f"llvm.fma.{lanes}{_FLOATS[self._element][0]}"
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(kind, (kind, kind, kind)), name
         )
         return Lanes(builder, builder.call(fma, [self.value, self._of(factor), self._of(addend)]))
 
     def bits(self) -> Lanes:
-        return self._seen_as(ir.IntType(32))
+        return self._seen_as(ir.IntType(_FLOATS[self._element][1]))
 
     def number(self) -> Lanes:
-        return self._seen_as(_FLOAT)
+        return self._seen_as(
+            next(kind for kind, (_, width) in _FLOATS.items() if width == self._element.width)
+        )
 
     def _seen_as(self, element: Any) -> Lanes:
         kind = self.value.type
@@ -123,16 +130,16 @@ class Lanes:
 
 
 def scalar(formula: Formula) -> Any:
-    """A compiled function of one float32, and of one number if the formula takes another."""
+    """A compiled function of one float, and of one number if the formula takes another."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return formula(*(Lanes(builder, value) for value in arguments)).value
 
     def of_one(context: Any, x: Any) -> Any:  # noqa: ARG001
-        return types.float32(x), generate
+        return x(x), generate
 
     def of_two(context: Any, x: Any, number: Any) -> Any:  # noqa: ARG001
-        return types.float32(x, number), generate
+        return x(x, number), generate
 
     return intrinsic(of_one if len(inspect.signature(formula).parameters) == 1 else of_two)
 
@@ -179,12 +186,10 @@ def along_row(formula: Formula) -> Any:
 def _each(builder: Any, count: Any, into: list[Any], formula: Formula, given: list[Any]) -> None:
     """The formula's results of each number in `into[0]` go there and to the places beyond."""
     start: Any = ir.Constant(_LONG, 0)
-    for width in WIDTHS:
+    one = VECTOR // _FLOATS[into[0].type.pointee][1]
+    for width in (*(vectors * one for vectors in VECTORS), 1):
         numbers = [Lanes(builder, number).spread(width) for number in given]
-        stop, step = (
-            builder.and_(count, ir.Constant(_LONG, -width)),
-            ir.Constant(_LONG, width),
-        )
+        stop, step = builder.and_(count, ir.Constant(_LONG, -width)), ir.Constant(_LONG, width)
         with cgutils.for_range_slice(builder, start, stop, step, intp=_LONG) as (at, _):
             places = [_place(builder, data, at, width) for data in into]
             x = Lanes(builder, builder.load(places[0], align=4))
@@ -195,4 +200,4 @@ def _each(builder: Any, count: Any, into: list[Any], formula: Formula, given: li
 
 def _place(builder: Any, data: Any, at: Any, width: int) -> Any:
     place = builder.gep(data, [at])
-    return place if width == 1 else builder.bitcast(place, ir.VectorType(_FLOAT, width).as_pointer())
+    return place if width == 1 else builder.bitcast(place, ir.VectorType(data.type.pointee, width).as_pointer())

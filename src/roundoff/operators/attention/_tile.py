@@ -141,9 +141,20 @@ def _new_sums(state, column, plans):
 
 
 @inner
-def _take_in(S, at, state, seen, how, room):
-    """Some rows of the tile through all steps; `at` is the first of them, and the first key."""
+def _rescale(o, factors):
+    """O of earlier tiles to the new maximum, which few rows have after the first tiles."""
     wide()
+    for r in range(o.shape[0]):
+        if factors[r] != _F(1):
+            for i in range(o.shape[1]):
+                o[r, i] = _F(o[r, i] * factors[r])
+
+
+@inner
+def _take_in(tile, at, state, seen, how, room):
+    """Some rows of S and O through all steps; `at` is the first of them, and the first key."""
+    wide()
+    S, o = tile
     begin, start = at
     plans, settings = how
     columns, spare = room
@@ -153,39 +164,43 @@ def _take_in(S, at, state, seen, how, room):
         hide(S, seen, begin, start)
     _largest(S, column)
     high = _new_state(state, column, new, plans, settings)
+    if o.shape[1]:
+        _rescale(o, state[2])
     weigh(S, column, spare, high, how)
     _new_sums(state, column, plans)
 
 
 @inner
-def _take_in_rows(scores, state, seen, at, how, room):
+def _take_in_rows(tile, state, seen, at, how, room):
     """Rows `at[0]` to `at[1]` of a tile, some at a time; `at[2]` is the tile's first key."""
+    scores, o = tile
     first, last, start = at
     some = room[0].shape[1]
     for begin in range(first, last, some):
         rows = slice(begin, min(begin + some, last))
         parts = state[0, rows], state[1, rows], state[2, rows], state[3, rows], state[4, rows]
-        _take_in(scores[rows], (begin, start), parts, seen, how, room)
+        _take_in((scores[rows], o[rows]), (begin, start), parts, seen, how, room)
 
 
 @compiled
-def take_in(scores, state, seen, start, plans, settings):
-    """Make S into P, and the state before the tile into that after it.
+def take_in(scores, o, state, seen, start, how):
+    """Make S into P, and the state before the tile into that after it; `how`: plans, settings.
 
+    `o` [R,Dv] goes to the new maximum; [R,0] where that is left to `_product.add_up`.
     `seen` [2,R] is the first key that a row sees and the first that it does not see any more,
     of all keys; `start` is the tile's first. [2,0] where every row sees the whole tile.
     """
     R, K = scores.shape
     room = np.empty((2, max(1, AT_ONCE // K)), np.float32), np.empty(K + LANES, np.float32)
-    _take_in_rows(scores, state, seen, (0, R, start), (plans, settings), room)
+    _take_in_rows((scores, o), state, seen, (0, R, start), how, room)
 
 
 @compiled_for_threads
-def take_in_together(scores, state, seen, start, plans, settings):
+def take_in_together(scores, o, state, seen, start, how):
     """The same on several threads."""
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
     for part in numba.prange((R + some - 1) // some):
         room = np.empty((2, some), np.float32), np.empty(K + LANES, np.float32)
         at = part * some, min((part + 1) * some, R), start
-        _take_in_rows(scores, state, seen, at, (plans, settings), room)
+        _take_in_rows((scores, o), state, seen, at, how, room)

@@ -25,7 +25,9 @@ from roundoff.operators.attention._places import (
     BY_FMA,
     EXP,
     IN_FULL,
+    OUT,
     PLAIN,
+    PRODUCT,
     QK,
     SCORES,
     TIMES,
@@ -54,6 +56,9 @@ __all__ = [
 
 HELD = 2**17
 """Scores of a tile that are held at a time: half of a core's second cache, in float32."""
+
+ENOUGH = 2**12
+"""Numbers of O that tell how a product is added to them; fewer take little time in any case."""
 
 MOST_ROWS, LEAST_ROWS = 512, 64
 FP32 = FORMATS["fp32"]
@@ -229,6 +234,7 @@ def _walk(
     how = plans(block.recipe), settings(block)
     of = seen(block, at, heads)
     first, end = int(of[0].max()), int(of[1].min())
+    onto = not how[0][PRODUCT : OUT + 1].any() and _added_in_product(part.tiles, O)
     s, flat = room.scores, None
     for number, keys in enumerate(part.tiles):
         if not number or keys.stop - keys.start != s.shape[-1]:
@@ -237,12 +243,38 @@ def _walk(
         torch.bmm(q, part.k[number], out=s)
         hide(block, part.group, s, at, keys)
         whole = first <= keys.start and keys.stop <= end
-        take_in(flat, state, EVERYWHERE if whole else of, keys.start, *how)
+        rescaled = o[:, : dims if onto and number else 0]
+        take_in(flat, rescaled, state, EVERYWHERE if whole else of, keys.start, how)
+        if onto and number:
+            O.baddbmm_(s, part.v[number])
+            continue
         if number:
             add_up(o, added, state, number == 1, False, how[0])
-        torch.bmm(s, part.v[number], out=product)
-    add_up(o, added, state, len(part.tiles) == 1, True, how[0])
+        torch.bmm(s, part.v[number], out=O if onto else product)
+    if not onto:
+        add_up(o, added, state, len(part.tiles) == 1, True, how[0])
     return torch.as_tensor(state).view(5, heads, rows, 1), O
+
+
+def _added_in_product(tiles: list[slice], O: Tensor) -> bool:  # noqa: N803 - the paper's letter
+    widths = {keys.stop - keys.start for keys in tiles}
+    return all(_adds_last(*O.shape, width, torch.get_num_threads()) for width in sorted(widths))
+
+
+@lru_cache(maxsize=256)
+def _adds_last(heads: int, rows: int, dims: int, width: int, _threads: int) -> bool:
+    """Whether a product that torch adds to O gives the bits of the product, then the sum.
+
+    Libraries do so at some shapes, and at others begin their sum with O: one try tells.
+    """
+    if heads * rows * dims < ENOUGH:
+        return False
+    numbers = torch.Generator().manual_seed(0)
+    p, v, onto = (
+        torch.randn(shape, generator=numbers)
+        for shape in ((heads, rows, width), (heads, width, dims), (heads, rows, dims))
+    )
+    return torch.equal(onto + torch.bmm(p, v), torch.baddbmm(onto, p, v))
 
 
 def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:
