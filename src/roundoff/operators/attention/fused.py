@@ -156,9 +156,11 @@ def attend(block: Block, tiles: list[slice]) -> Attention:
     # Each thread's core has a cache of its own.
     together = min(heads, max(1, torch.get_num_threads() * HELD // (size * keys)))
     room = _Room(*(q.new_empty(together * size * n) for n in (keys, v.shape[-1], v.shape[-1])))
+    all_seen = seen(block, slice(0, rows), 1)
     for first in range(0, heads, together):
         group = slice(first, min(first + together, heads))
-        part = _Heads(block, group, tiles, *_cut(k[group].transpose(1, 2), v[group], tiles))
+        cut = _cut(k[group].transpose(1, 2), v[group], tiles)
+        part = _Heads(block, group, tiles, *cut, all_seen)
         for start in range(0, rows, size):
             at = slice(start, min(start + size, rows))
             with _loops().threads((group.stop - first) * size * keys) as shared:
@@ -195,13 +197,14 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each."""
+    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each; `seen` of its rows."""
 
     block: Block
     group: slice
     tiles: list[slice]
     k: list[Tensor]
     v: list[Tensor]
+    seen: NDArray[np.int64]
 
 
 def hide(block: Block, group: slice, s: Tensor, rows: slice, keys: slice) -> None:
@@ -232,8 +235,9 @@ def _walk(
     )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
     how = plans(block.recipe), settings(block)
-    of = seen(block, at, heads)
+    of = part.seen[:, at]
     first, end = int(of[0].max()), int(of[1].min())
+    of = np.tile(of, heads) if first > 0 or end < block.k.shape[-2] else EVERYWHERE
     onto = not how[0][PRODUCT : OUT + 1].any() and _added_in_product(part.tiles, O)
     s, flat = room.scores, None
     for number, keys in enumerate(part.tiles):
