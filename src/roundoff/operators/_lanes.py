@@ -184,7 +184,7 @@ def along_row(formula: Formula) -> Any:
 
 
 def _each(builder: Any, count: Any, into: list[Any], formula: Formula, given: list[Any]) -> None:
-    """The formula's results of each number in `into[0]` go there and to the places beyond."""
+    """The formula's results of each number in `into[0]`: one there, the others beside it."""
     start: Any = ir.Constant(_LONG, 0)
     one = VECTOR // _FLOATS[into[0].type.pointee][1]
     for width in (*(vectors * one for vectors in VECTORS), 1):
@@ -199,5 +199,7 @@ def _each(builder: Any, count: Any, into: list[Any], formula: Formula, given: li
 
 
 def _place(builder: Any, data: Any, at: Any, width: int) -> Any:
-    place = builder.gep(data, [at])
-    return place if width == 1 else builder.bitcast(place, ir.VectorType(data.type.pointee, width).as_pointer())
+    place, element = builder.gep(data, [at]), data.type.pointee
+    return (
+        place if width == 1 else builder.bitcast(place, ir.VectorType(element, width).as_pointer())
+    )

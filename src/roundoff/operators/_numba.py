@@ -125,7 +125,7 @@ def _times_power(p: Lanes, shifted: Lanes) -> Lanes:
     return p * ((half + 127) << 23).number() * ((n - half + 127) << 23).number()
 
 
-def _reduced(s: Lanes, whole: float) -> tuple[Lanes, Lanes]:
+def _reduced(s: Lanes, whole: np.float32) -> tuple[Lanes, Lanes]:
     """exp of what `s` is beyond whole halvings, and their number plus `whole`."""
     shifted = s * LOG2_E + whole
     n = shifted - whole
@@ -136,7 +136,7 @@ def _reduced(s: Lanes, whole: float) -> tuple[Lanes, Lanes]:
     return r * r * q + r + ONE, shifted
 
 
-def _reduced_2(s: Lanes, whole: float) -> tuple[Lanes, Lanes]:
+def _reduced_2(s: Lanes, whole: np.float32) -> tuple[Lanes, Lanes]:
     """2^s likewise."""
     shifted = s + whole
     f = s - (shifted - whole)
@@ -146,7 +146,7 @@ def _reduced_2(s: Lanes, whole: float) -> tuple[Lanes, Lanes]:
     return f * q + ONE, shifted
 
 
-def _between(x: Lanes, ends: tuple[float, float]) -> Lanes:
+def _between(x: Lanes, ends: tuple[np.float32, ...]) -> Lanes:
     s = x.compared("<", ends[0]).choose(ends[0], x)
     return s.compared(">", ends[1]).choose(ends[1], s)
 

@@ -58,12 +58,12 @@ HIGH = _F(30)
 def scaled(x, plans, settings):
     """S as the product left it through roundings and scale; the usual roundings take one loop."""
     wide()
-    if settings[SCALED] != 0 and plans[SCORES, 0] == 0 and plans[QK, 0] == BY_DROPPING:
-        if plans[LOGITS, 0] == BY_DROPPING:
-            c, first, second = settings[SCALE], last_bit(plans[QK]), last_bit(plans[LOGITS])
-            for i in range(x.size):
-                x[i] = dropped(_F(dropped(x[i], first) * c), second)
-            return
+    twice = plans[QK, 0] == plans[LOGITS, 0] == BY_DROPPING and plans[SCORES, 0] == 0
+    if twice and settings[SCALED] != 0:
+        c, first, second = settings[SCALE], last_bit(plans[QK]), last_bit(plans[LOGITS])
+        for i in range(x.size):
+            x[i] = dropped(_F(dropped(x[i], first) * c), second)
+        return
     put_all(x, plans[QK])
     put_all(x, plans[SCORES])
     if settings[SCALED] != 0:

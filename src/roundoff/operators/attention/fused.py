@@ -197,7 +197,10 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each; `seen` of its rows."""
+    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each.
+
+    `seen` [2,R] is that of all rows of the block.
+    """
 
     block: Block
     group: slice
@@ -260,9 +263,9 @@ def _walk(
     return torch.as_tensor(state).view(5, heads, rows, 1), O
 
 
-def _added_in_product(tiles: list[slice], O: Tensor) -> bool:  # noqa: N803 - the paper's letter
+def _added_in_product(tiles: list[slice], out: Tensor) -> bool:
     widths = {keys.stop - keys.start for keys in tiles}
-    return all(_adds_last(*O.shape, width, torch.get_num_threads()) for width in sorted(widths))
+    return all(_adds_last(*out.shape, width, torch.get_num_threads()) for width in sorted(widths))
 
 
 @lru_cache(maxsize=256)
