@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from roundoff.operators.attention.operands import shared_heads
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
 
-__all__ = ["CPU_FLASH", "CUDA_CUDNN", "CUDA_EFFICIENT", "CUDA_FLASH", "MATH", "MATH_REDUCED"]
+__all__ = [
+    "CPU_FLASH",
+    "CUDA_CUDNN",
+    "CUDA_EFFICIENT",
+    "CUDA_FLASH",
+    "MATH",
+    "MATH_REDUCED",
+    "recipe_chosen",
+]
 
 _PROOF = "aten::_scaled_dot_product_"
 
@@ -43,6 +52,18 @@ def _sdpa(name: str, backend: SDPBackend, *, reduced: bool = False) -> Bind:
         return with_gradients(name, call, leaves, stored.get("dout"))
 
     return bind
+
+
+def recipe_chosen(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool, scale: float
+) -> str | None:
+    """The recipe of the back-end that torch itself would take; None where none is known."""
+    library: Any = torch
+    gqa = q.shape[1] != k.shape[1]
+    found = library._fused_sdp_choice(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
+    names = {SDPBackend.MATH: "torch-math", SDPBackend.EFFICIENT_ATTENTION: "torch-cuda-efficient"}
+    names[SDPBackend.FLASH_ATTENTION] = "torch-cpu-flash" if q.device.type == "cpu" else "fa2"
+    return names.get(SDPBackend(found))
 
 
 @contextlib.contextmanager
