@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from roundoff.records import Reading
 
 __all__ = ["Sink", "sink_at"]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the readings of one sampled step after the other."""
 
