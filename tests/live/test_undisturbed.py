@@ -17,7 +17,7 @@ from roundoff.live.watch import Watch
 
 STEPS = 5
 KINDS = ("parameters", "gradients", "updates", "moments", "activations", "attention")
-ALL = [Watch(of=kind, every=1) for kind in KINDS]
+ALL = [Watch(of=kind, every=1, layers=2) for kind in KINDS]
 OUTSIDE = [watch for watch in ALL if watch.of not in ("activations", "attention")]
 
 
