@@ -106,9 +106,8 @@ def _of_torch(  # noqa: PLR0917 - torch's own signature
         return attend(q, k, v, mask=mask, causal=is_causal, scale=scale).squeeze(0)
 
     out = again(query, key, value, attn_mask)
-    return RUNNING.tell(
-        Told(query, key, value, *how, out, again, not dropout_p, attend and attend.name)
-    )
+    name = None if attend is None else attend.name
+    return RUNNING.tell(Told(query, key, value, *how, out, again, not dropout_p, name))
 
 
 def _refuse(**given: Any) -> None:

@@ -182,7 +182,7 @@ def _observed(kept: _Kept, *, gradients: bool) -> ObservedCall:
 
 
 def _recipe_of(told: Told, kernel: str | None) -> Recipe | None:
-    """The recipe of what stands in torch's place, where one has its name, else of torch's kernel."""
+    """The recipe with the name of what stands in torch's place, else that of torch's kernel."""
     kernel = {"torch-cuda-flash": "fa2"}.get(kernel or "", kernel)
     return next((RECIPES[name] for name in (told.name, kernel) if name and name in RECIPES), None)
 
