@@ -223,13 +223,24 @@ def test_one_ulp_is_one_ulp():
         made[0].nudge()
     a, b = (torch.cat([p.detach().flatten() for p in r.task.model.parameters()]) for r in made)
     assert int((a != b).sum()) == 1
-    # ... and one that the first step feels.
-    with made[1] as other:
-        other.gradients(0)
-    felt = torch.cat([p.grad.flatten() for p in made[1].task.model.parameters()])
-    assert felt[(a != b)].item() != 0
     at = int((a != b).nonzero())
     assert a[at] == torch.nextafter(b[at], torch.tensor(torch.inf))
+    # ... and of the weight of a matrix whose ulp changes the first loss most.
+    with made[1] as other:
+        other.gradients(0)
+    weights = list(made[1].task.model.parameters())
+    ulps = torch.nextafter(b, torch.tensor(torch.inf)) - b
+    felt = (ulps * torch.cat([p.grad.flatten() for p in weights])).abs()
+    matrices = torch.cat([torch.full((p.numel(),), p.ndim > 1) for p in weights])
+    assert felt[at] == felt[matrices].max()
+
+
+@pytest.mark.parametrize(("workload", "seed"), [("text", 0), ("text", 5), ("text-to-image", 0)])
+def test_one_ulp_is_not_lost_in_the_next_update(workload, seed):
+    """A weight that was drawn had no more than a gradient: at seed 5 its ulp was gone at once."""
+    asked = Experiment(workload, yardsticks=("ulp",), steps=2, repeats=1, seed=seed, sampled=0)
+    [one] = asked.all_repeats().values()
+    assert all(at["rel_l2"] > 0 for at in Lab(one).run()["distances"]["ulp"])
 
 
 def test_the_process_is_left_as_it_was():

@@ -26,9 +26,6 @@ __all__ = ["Runner", "Step"]
 OTHER_SEED = 1_000_003
 """From the baseline's initial seed to that of the arm `seed`."""
 
-DRAWS = 1000
-"""Draws of a weight that has a gradient; after so many, any weight will do."""
-
 Step = dict[str, float]
 LossOf = Callable[..., Tensor]
 
@@ -145,21 +142,18 @@ class Runner:
         return sum(p.numel() for p in parameters(self.task.model).values())
 
     def nudge(self, number: int = 0) -> None:
-        """Move one weight by one ulp: one of a matrix if there is any, drawn from the seed.
+        """Move one weight by one ulp: the one whose ulp changes the loss of step `number` most.
 
-        One that has a gradient at step `number`: the row of an embedding that no batch asks for
-        would say nothing, and weight decay would soon round the change away.
+        By first order, |ulp * gradient|; a weight of a matrix if there is any. The ulp of a small
+        weight is lost in the rounding of the next update, which is larger by far.
         """
-        weights = parameters(self.task.model)
-        trained = [(w.data, g) for w, g in zip(weights.values(), self._felt(number), strict=True)]
+        pairs = zip(parameters(self.task.model).values(), self._felt(number), strict=True)
+        trained = [(w.data, g) for w, g in pairs if g is not None]
         chosen = [pair for pair in trained if pair[0].ndim > 1] or trained
-        draw, tries = generator_of(self.seed, 0), DRAWS
-        while tries := tries - 1:
-            w, g = chosen[int(torch.randint(len(chosen), (), generator=draw))]
-            place = torch.unravel_index(torch.randint(w.numel(), (), generator=draw), w.shape)
-            if tries == 1 or (g is not None and g[place] != 0):
-                w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
-                return
+        effects = [_effect(w, g) for w, g in chosen]
+        w, effect = max(zip((w for w, _ in chosen), effects, strict=True), key=_largest)
+        place = torch.unravel_index(effect.argmax(), w.shape)
+        w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
 
     def _felt(self, number: int) -> list[Tensor | None]:
         """The gradients of a step, with nothing changed by it."""
@@ -190,3 +184,13 @@ class Runner:
 
 def _order(steps: int, seed: int) -> list[int]:
     return [int(i) for i in torch.randperm(steps, generator=generator_of(seed, 1))]
+
+
+def _effect(w: Tensor, g: Tensor) -> Tensor:
+    """How much a loss of gradient g feels one ulp of each weight; nothing where g is not finite."""
+    ulp = torch.nextafter(w, w.new_tensor(math.inf)) - w
+    return (ulp.double() * g.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _largest(pair: tuple[Tensor, Tensor]) -> float:
+    return float(pair[1].max())
