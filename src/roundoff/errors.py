@@ -34,6 +34,7 @@ __all__ = [
     "UsageError",
     "WorkerDiedError",
     "in_one_line",
+    "told",
 ]
 
 
@@ -118,3 +119,12 @@ def in_one_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def told(error: Exception) -> str:
+    """What went wrong: what roundoff says of it, or `in_one_line` of somebody else's error.
+
+    >>> told(UsageError("steps is 0")), told(ValueError("too long"))
+    ('steps is 0', 'ValueError: too long')
+    """
+    return str(error) if isinstance(error, RoundoffError) else in_one_line(error)

@@ -111,3 +111,36 @@ def test_a_loss_that_is_no_scalar(inside):
     _, err = inside("train", "--workload", "mine.py:build", "--yardsticks", "ulp", "--steps", 2,
                     "--repeats", 1, "--jobs", 1, "--no-report", "-o", "run", status=2)  # fmt: skip
     assert "the loss is a tensor (3,); expected a tensor with one element" in err
+
+
+def test_a_repeat_that_fails_is_missing_in_the_verdict(inside, folder):
+    """The patch breaks at the third step, where the bias, drawn from the seed, is above 0."""
+    Path("mine.py").write_text(
+        "import torch\n"
+        "def build(init_seed):\n"
+        "    model = torch.nn.Linear(2, 1)\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    return model, optimizer, [torch.ones(3, 2)], lambda m, x: (m(x) - 1).square().mean()\n"
+        "def brittle(model):\n"
+        "    calls, positive = [], float(model.bias.detach()) > 0\n"
+        "    def hook(*_):\n"
+        "        calls.append(0)\n"
+        "        if positive and len(calls) == 3:\n"
+        "            raise ValueError('too brittle')\n"
+        "    model.register_forward_pre_hook(hook)\n"
+    )
+    asked = ("train", "--workload", "mine.py:build", "--yardsticks", "rerun,mine.py:brittle",
+             "--steps", 4, "--jobs", 1, "--repeats", 4, "--no-report", "-o", "run")  # fmt: skip
+    out, err = inside(*asked, status=2)
+    lost = sorted(line["training"]["repeat"] for line in folder.lines() if line["status"] != "ok")
+    assert 0 < len(lost) < 4
+    names = ", ".join(f"repeat {i}" for i in lost)
+    [line] = [line for line in err.splitlines() if "brittle" in line and "again:" not in line]
+    assert line == (f"missing in the verdict: {names} (failed): "
+                    "arm 'mine.py:brittle', step 3: ValueError: too brittle")  # fmt: skip
+    assert f"rel_l2, {4 - len(lost)} of 4 repeats" in out
+    document = json.loads(inside(*asked, "--json", status=2)[0])
+    assert document["missing"] == [{
+        "names": names.split(", "), "status": "failed",
+        "error": "arm 'mine.py:brittle', step 3: ValueError: too brittle",
+    }]  # fmt: skip

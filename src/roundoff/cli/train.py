@@ -24,7 +24,15 @@ from roundoff.executors import LocalExecutor
 from roundoff.store import Run
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
-from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
+from roundoff.training.sweep import (
+    Missing,
+    asked,
+    finished,
+    missing,
+    run_repeats,
+    step_times,
+    total_steps,
+)
 from roundoff.training.verdict import (
     METRIC,
     Direct,
@@ -40,7 +48,7 @@ from roundoff.training.verdict import (
 )
 from roundoff.workloads import load_workload
 
-__all__ = ["carry_out_training", "train_command"]
+__all__ = ["carry_out_training", "tell_missing", "train_command"]
 
 
 def train_command(
@@ -106,14 +114,12 @@ def train_command(
     folder = running.output or Path("runs") / f"train-{digest(experiment.to_record())[:8]}"
     run = carry_out_training(experiment, running, folder=folder, manifest={})
     records = finished(run, experiment)
-    if not records:
-        messages().print("no repeat was finished", style="red")
-        say_again(folder)
-        return 2
-    pages = _report(run) if report else []
+    pages = _report(run) if report and records else []
     _show(run, experiment, records, pages, running)
+    lost = missing(run, experiment)
+    tell_missing(lost)
     say_again(folder)
-    return 0
+    return 2 if lost else 0
 
 
 def carry_out_training(
@@ -125,19 +131,20 @@ def carry_out_training(
     jobs = running.workers
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)
-    wanted = all_ids(experiment)
-    if wanted <= run.finished_ids():
+    if asked(experiment).keys() <= run.finished_ids():
         return run
     messages().print(_told_before(experiment, jobs, folder), style="dim", soft_wrap=True)
     executor = LocalExecutor(jobs, timeout=None, threads=experiment.threads)
     with executor, progress_bar("training, steps", total_steps(experiment)) as advance:
         run_repeats(run, experiment, executor, in_flight=jobs, tell=advance)
-    for row in run.rows():
-        if row["id"] in wanted and row.get("error"):
-            what, number = (row["training"][name] for name in ("what", "repeat"))
-            text = f"{what} {number} {row['status']}: {row['error']}"
-            messages().print(text, style="red", markup=False, soft_wrap=True)
     return run
+
+
+def tell_missing(lost: Sequence[Missing]) -> None:
+    """What the verdict lacks, and why."""
+    for m in lost:
+        text = f"missing in the verdict: {', '.join(m.names)} ({m.status}): {m.error}"
+        messages().print(text, style="red", markup=False, soft_wrap=True)
 
 
 def _told_before(experiment: Experiment, jobs: int, folder: Path) -> str:
@@ -174,8 +181,11 @@ def _show(
     if running.json:
         print_json("train", _document(run, experiment, records, pages))
         return
+    if not records:
+        messages().print("no repeat was finished", style="red")
+        return
     steps = steps_of(records)
-    _show_distances(records, _spread(steps, 5))
+    _show_distances(experiment, records, _spread(steps, 5))
     _show_units(experiment, records, _spread(steps, 3))
     _show_direct(experiment, records)
     _show_times(step_times(run, experiment))
@@ -191,7 +201,9 @@ def _spread(steps: list[int], columns: int) -> list[int]:
     return [steps[i] for i in at]
 
 
-def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None:
+def _show_distances(
+    experiment: Experiment, records: Sequence[dict[str, Any]], steps: list[int]
+) -> None:
     arms = arms_of(records)
     rows = [
         (arm, *(_distance(records, arm, s) for s in steps), _power(records, arm),
@@ -199,7 +211,10 @@ def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None
         for arm in arms
     ]  # fmt: skip
     rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
-    title = f"distance of the weights from the baseline's, rel_l2, {_repeats(len(records))}"
+    held = _repeats(experiment.repeats)
+    if len(records) < experiment.repeats:
+        held = f"{len(records)} of {held}"
+    title = f"distance of the weights from the baseline's, rel_l2, {held}"
     print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
     messages().print(
         "growth: d log(distance) / d log(step) over the last two compared steps", style="dim"
@@ -317,6 +332,7 @@ def _document(
         "run": str(run.path),
         "experiment": experiment.to_record(),
         "repeats": len(records),
+        "missing": [dataclasses.asdict(m) for m in missing(run, experiment)],
         "distances": [
             {"arm": arm, "step": s, **dataclasses.asdict(distance(records, arm, s))}
             for arm in arms_of(records)

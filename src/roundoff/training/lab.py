@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from roundoff.errors import CellError, UnsupportedError, told
 from roundoff.metrics.direct import DirectError, reduced
 from roundoff.metrics.noise_or_bias import judge
 from roundoff.metrics.wasserstein import wasserstein
@@ -54,10 +55,8 @@ class Lab:
     def run(self, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Train to the end; `tell` hears how many steps are taken."""
         with contextlib.ExitStack() as doors:
-            self.baseline = doors.enter_context(self._runner(BASELINE))
-            self.runners = {
-                arm.name: doors.enter_context(self._runner(arm)) for arm in self.repeat.arms
-            }
+            self.baseline = self._entered(BASELINE, doors)
+            self.runners = {arm.name: self._entered(arm, doors) for arm in self.repeat.arms}
             self.shadow = doors.enter_context(self._shadow())
             if self.folder:
                 load_state(self, self.folder)
@@ -84,12 +83,14 @@ class Lab:
         gradients = {f"gradient {name}": e for name, e in self.shadow.errors.items()}
         return gradients | {f"update {name}": e for name, e in self.updates.items()}
 
-    def _runner(self, arm: Arm) -> Runner:
+    def _entered(self, arm: Arm, doors: contextlib.ExitStack) -> Runner:
         e = self.experiment
-        return Runner(
+        runner = Runner(
             load_workload(e.workload), self.repeat.seed, e.steps,
             arm=arm, baseline=e.variant, format=e.format,
         )  # fmt: skip
+        with _named(arm.name, arm.start):
+            return doors.enter_context(runner)
 
     def _shadow(self) -> Shadow:
         candidates = {arm.name: _as_variant(arm) for arm in self.candidates}
@@ -100,16 +101,21 @@ class Lab:
 
     def _step(self, number: int) -> None:
         for name, runner in self.runners.items():
-            if runner.arm.start == number and number:
-                runner.branch_off(self.baseline)
-            if runner.arm.start == number and runner.arm.change == "ulp":
-                runner.nudge(number)
             if runner.arm.start <= number:
-                self._note(self.log, name, runner.gradients(number))
-                runner.update()
-        self._note(self.log, BASELINE.name, self.baseline.gradients(number, self.shadow))
-        self._sample_updates()
-        self.baseline.update()
+                with _named(name, number):
+                    self._step_of(runner, number)
+        with _named(BASELINE.name, number):
+            self._note(self.log, BASELINE.name, self.baseline.gradients(number, self.shadow))
+            self._sample_updates()
+            self.baseline.update()
+
+    def _step_of(self, runner: Runner, number: int) -> None:
+        if runner.arm.start == number and number:
+            runner.branch_off(self.baseline)
+        if runner.arm.start == number and runner.arm.change == "ulp":
+            runner.nudge(number)
+        self._note(self.log, runner.arm.name, runner.gradients(number))
+        runner.update()
 
     def _note(self, log: Log, name: str, values: dict[str, Any]) -> None:
         log.setdefault(name, []).append({"step": self.step + 1, **values})
@@ -162,6 +168,16 @@ class Lab:
             "sample": sampled(self.baseline),
             "parameters": self.baseline.parameters,
         }
+
+
+@contextlib.contextmanager
+def _named(arm: str, number: int) -> Generator[None]:
+    """What goes wrong in the block is told with the arm and the step, which count from 1."""
+    try:
+        yield
+    except Exception as error:
+        kind = UnsupportedError if isinstance(error, UnsupportedError) else CellError
+        raise kind(f"arm {arm!r}, step {number + 1}: {told(error)}") from error
 
 
 def _as_variant(arm: Arm) -> Variant:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from roundoff.errors import RoundoffError, UnsupportedError, in_one_line
+from roundoff.errors import UnsupportedError, WorkerDiedError, told
 from roundoff.executors import run_tasks
 from roundoff.records import SCHEMA
 from roundoff.store import Run
@@ -26,7 +26,9 @@ from roundoff.training.runner import Runner
 from roundoff.training.timing import time_steps
 from roundoff.workloads import load_workload
 
-__all__ = ["STATE", "all_ids", "finished", "run_repeats", "step_times", "total_steps"]
+__all__ = [
+    "STATE", "Missing", "asked", "finished", "missing", "run_repeats", "step_times", "total_steps",
+]  # fmt: skip
 
 STATE = "state"
 """The folder of a run in which repeats that are not finished keep their state."""
@@ -43,6 +45,18 @@ class _Task:
     folder: Path
     number: int = 0
     candidate: str = ""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Lines that an experiment asks for and a run lacks, for one reason.
+
+    `status` is failed, skipped (it cannot be done here) or not finished.
+    """
+
+    names: tuple[str, ...]
+    status: str
+    error: str
 
 
 def run_repeats(
@@ -142,10 +156,23 @@ def step_times(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
     return [row["step_times"] for row in _lines(run, experiment.timing_ids())]
 
 
-def all_ids(experiment: Experiment) -> set[str]:
-    """The ids of all lines that the experiment asks for."""
-    long = {experiment.long_id()} if experiment.long else set[str]()
-    return {*experiment.all_repeats(), *experiment.timing_ids(), *long}
+def asked(experiment: Experiment) -> dict[str, str]:
+    """What each line that the experiment asks for is, by id."""
+    repeats = {i: f"repeat {repeat.number}" for i, repeat in experiment.all_repeats().items()}
+    long = {experiment.long_id(): "the long run"} if experiment.long else {}
+    times = {i: f"step times of {name}" for i, name in experiment.timing_ids().items()}
+    return repeats | long | times
+
+
+def missing(run: Run, experiment: Experiment) -> list[Missing]:
+    """What the run lacks of the experiment, with the reasons."""
+    rows = {row["id"]: row for row in run.rows()}
+    lost: dict[tuple[str, str], list[str]] = {}
+    for i, name in asked(experiment).items():
+        row = rows.get(i, {"status": "not finished", "error": "another process may be at it"})
+        if row["status"] != "ok":
+            lost.setdefault((row["status"], row["error"]), []).append(name)
+    return [Missing(tuple(names), status, error) for (status, error), names in lost.items()]
 
 
 def total_steps(experiment: Experiment) -> int:
@@ -167,9 +194,9 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     }
     if not isinstance(outcome, Exception):
         return {**head, "status": "ok", **outcome}
-    text = str(outcome) if isinstance(outcome, RoundoffError) else in_one_line(outcome)
     status = "skipped" if isinstance(outcome, UnsupportedError) else "failed"
-    return {**head, "status": status, "error": text}
+    seen = _steps(task.folder / PROGRESS) if isinstance(outcome, WorkerDiedError) else 0
+    return {**head, "status": status, "error": told(outcome) + f", after step {seen}" * bool(seen)}
 
 
 def _asked(task: _Task) -> Experiment:
