@@ -144,3 +144,37 @@ def test_a_repeat_that_fails_is_missing_in_the_verdict(inside, folder):
         "names": names.split(", "), "status": "failed",
         "error": "arm 'mine.py:brittle', step 3: ValueError: too brittle",
     }]  # fmt: skip
+
+
+def test_steps_that_loss_scaling_skips_and_samples_that_are_given_up(inside, folder):
+    """A loss a hundred times as large overflows in fp16 until its scale has come down."""
+    Path("mine.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(TINY.parent)!r})\n"
+        "from tiny import build as whole\n"
+        "def build():\n"
+        "    model, optimizer, batches, loss = whole()\n"
+        "    return model, optimizer, batches, lambda model, x: 100 * loss(model, x)\n"
+    )
+    asked = ("train", "--workload", "mine.py:build", "--format", "fp16", "--candidate", "fa2@bf16",
+             "--yardsticks", "rerun,fp32", "--jobs", 1, "--repeats", 1, "--seed", 3)  # fmt: skip
+    out, err = inside(*asked, "--steps", 8, "-o", "run", "--json")
+    [line] = folder.lines()
+    count = {
+        arm: sum(not isinstance(at["grad_norm"], float) for at in log)  # "inf", "nan"
+        for arm, log in line["log"].items() if arm != "fp32"
+    }  # fmt: skip
+    assert 0 < count["baseline"] < 8
+    assert json.loads(out)["skipped"] == count
+    given_up = line["direct"]["fa2@bf16"]["given_up"]
+    assert {d["of"]: d["given_up"] for d in json.loads(out)["direct"]} == {"gradient": given_up}
+    page = Path("run/report.html").read_text()
+    assert "skipped steps" in page
+    assert f"Loss scaling skipped steps: {count['fa2@bf16']} of fa2@bf16" in page
+    out, _ = inside(*asked, "--steps", 8, "-o", "run", "--no-report")
+    [row] = [r for r in out.splitlines() if r.startswith(" baseline ")]
+    assert row.split()[-1] == str(count["baseline"])
+    assert "given up" in out
+    # From a scale of 1 that nothing has learned yet, the only sample is lost.
+    out, err = inside(*asked, "--steps", 1, "-o", "short", "--no-report")
+    assert "cannot tell: every sample was given up (1)" in err

@@ -24,6 +24,7 @@ from roundoff.executors import LocalExecutor
 from roundoff.store import Run
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
+from roundoff.training.lab import BASELINE
 from roundoff.training.sweep import (
     Missing,
     asked,
@@ -42,6 +43,7 @@ from roundoff.training.verdict import (
     distance,
     growth,
     losses,
+    skipped,
     steps_of,
     units,
     values,
@@ -204,26 +206,30 @@ def _spread(steps: list[int], columns: int) -> list[int]:
 def _show_distances(
     experiment: Experiment, records: Sequence[dict[str, Any]], steps: list[int]
 ) -> None:
-    arms = arms_of(records)
+    arms = [*arms_of(records), BASELINE.name]
+    skips = [skipped(records, arm) for arm in arms]
+    scaled = any(n is not None for n in skips)
     rows = [
         (arm, *(_distance(records, arm, s) for s in steps), _power(records, arm),
-         _fall(records, arm))
-        for arm in arms
+         _fall(records, arm), *(["" if n is None else str(n)] * scaled))
+        for arm, n in zip(arms, skips, strict=True)
     ]  # fmt: skip
-    rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
     held = _repeats(experiment.repeats)
     if len(records) < experiment.repeats:
         held = f"{len(records)} of {held}"
     title = f"distance of the weights from the baseline's, rel_l2, {held}"
-    print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
-    messages().print(
-        "growth: d log(distance) / d log(step) over the last two compared steps", style="dim"
-    )
+    columns = ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>", *["skipped>"] * scaled]
+    print_table(title, columns, rows)
+    legend = "growth: d log(distance) / d log(step) over the last two compared steps"
+    legend += "; skipped: steps of all repeats that loss scaling left out" * scaled
+    messages().print(legend, style="dim", soft_wrap=True)
 
 
 def _distance(records: Sequence[dict[str, Any]], arm: str, step: int) -> str:
     """The mean over repeats; on logarithms there is none where some repeats have 0."""
     held = values(records, arm, step, METRIC)
+    if not held:
+        return ""
     zeros = sum(x == 0 for x in held.values())
     if 0 < zeros < len(held):
         return f"0 in {zeros} of {len(held)}"
@@ -276,16 +282,20 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
     found = _judged(experiment, records)
     if not found:
         return
+    lost = any(d.given_up for d in found)
     rows = [
         (d.candidate, d.of, d.verdict, ", ".join(f"{n} {w}" for w, n in d.counts.items()),
+         str(d.samples), *([str(d.given_up)] * lost),
          _number(d.size.estimate), _number(d.gain), _number(d.detectable))
         for d in found
     ]  # fmt: skip
-    columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "largest gain>", "detectable>"]
+    columns = ["candidate!", "of!", "verdict!", "repeats", "samples>", *["given up>"] * lost,
+               "size>", "largest gain>", "detectable>"]  # fmt: skip
     print_table("noise or bias: the direct error, without feedback", columns, rows)
     console = messages()
     legend = "largest gain: of the biased tensors, else of all as one; detectable: of all as one"
-    console.print(legend, style="dim")
+    legend += "; given up: samples at which the loss changed its scale" * lost
+    console.print(legend, style="dim", soft_wrap=True)
     for d in found:
         if d.verdict == "cannot tell":
             text = f"{d.candidate}, {d.of}: cannot tell: {d.why}"
@@ -343,7 +353,9 @@ def _document(
             for u in units(records, experiment.candidates, experiment.yardsticks)
         ],
         "growth": [dataclasses.asdict(g) for arm in arms_of(records) for g in growth(records, arm)],
+        "skipped": {arm: n for arm in (*arms_of(records), BASELINE.name)
+                    if (n := skipped(records, arm)) is not None},
         "direct": [dataclasses.asdict(d) for d in _judged(experiment, records)],
         "step_times": step_times(run, experiment),
         "report": [str(page) for page in pages],
-    }
+    }  # fmt: skip

@@ -14,7 +14,7 @@ from roundoff.report.losses import mean_losses
 from roundoff.report.rows import estimate
 from roundoff.report.tables import Table, table_of
 from roundoff.report.trained import BASELINE, Trained
-from roundoff.training.verdict import growth, units, values
+from roundoff.training.verdict import direct_errors, growth, skipped, units, values
 
 __all__ = ["direct_table", "distance_table", "tensor_table", "unit_table"]
 
@@ -40,10 +40,16 @@ def distance_table(trained: Trained) -> Table:
                     "rel_l2": show_interval(typical(trained, arm, step, "rel_l2")),
                     **{m: typical(trained, arm, step, m).estimate for m in SIZES},
                     "growth": power.estimate if power else None,
-                    "loss": losses.get((arm, step)),
+                    **_skips(trained, arm, step), "loss": losses.get((arm, step)),
                     "baseline's loss": losses.get((BASELINE, step)), "repeats": len(held),
                 })  # fmt: skip
     return table_of(rows)
+
+
+def _skips(trained: Trained, arm: str, step: int) -> dict[str, object]:
+    """Steps that loss scaling has skipped so far, where there is loss scaling."""
+    count = skipped(trained.lines, arm, step)
+    return {} if count is None else {"skipped steps": count}
 
 
 def unit_table(trained: Trained) -> Table:
@@ -69,7 +75,13 @@ def direct_table(trained: Trained) -> Table:
             (t for f in found for t in f["tensors"]), key=lambda t: GRAVE.index(t["verdict"])
         )
         row["why"] = f"{worst[0]['name']}: {worst[0]['why']}" if worst else row["why"]
-        rows.append({**row, "steps sampled": sum(f["samples"] for f in found)})
+        lost = sum(f["given_up"] for f in found)
+        rows.append({**row, "steps sampled": sum(f["samples"] for f in found), "given up": lost})
+    for candidate in trained.candidates:
+        found = direct_errors(trained.lines, candidate)
+        if found and not found.samples:
+            head = {"error of": f"{trained.names[candidate]}, gradient", "verdict": found.verdict}
+            rows.append({**head, "why": found.why, "given up": found.given_up})
     return table_of(rows)
 
 

@@ -105,17 +105,16 @@ class Lab:
                 with _named(name, number):
                     self._step_of(runner, number)
         with _named(BASELINE.name, number):
-            self._note(self.log, BASELINE.name, self.baseline.gradients(number, self.shadow))
+            found = self.baseline.gradients(number, self.shadow)
             self._sample_updates()
-            self.baseline.update()
+            self._note(self.log, BASELINE.name, found | self.baseline.update())
 
     def _step_of(self, runner: Runner, number: int) -> None:
         if runner.arm.start == number and number:
             runner.branch_off(self.baseline)
         if runner.arm.start == number and runner.arm.change == "ulp":
             runner.nudge(number)
-        self._note(self.log, runner.arm.name, runner.gradients(number))
-        runner.update()
+        self._note(self.log, runner.arm.name, runner.gradients(number) | runner.update())
 
     def _note(self, log: Log, name: str, values: dict[str, Any]) -> None:
         log.setdefault(name, []).append({"step": self.step + 1, **values})
@@ -162,6 +161,7 @@ class Lab:
                 name: {
                     "gradient": _judged(error),
                     "update": _judged(self.updates[name]),
+                    "given_up": error.given_up,
                 }
                 for name, error in self.shadow.errors.items()
             },

@@ -93,18 +93,22 @@ class Runner:
             self.scaler.unscale_(task.optimizer)
         return {"loss": loss.item(), "grad_norm": self._norm()}
 
-    def update(self) -> None:
-        """The optimizer's step, or none where loss scaling skips it."""
+    def update(self) -> Step:
+        """The optimizer's step; under loss scaling, whether it was `skipped`."""
+        taken: Step = {}
         if self.scaler is None:
             self.task.optimizer.step()
         else:
+            before = self.scaler.get_scale()
             self.scaler.step(self.task.optimizer)
             self.scaler.update()
+            taken["skipped"] = self.scaler.get_scale() < before
         if self.task.scheduler is not None:
             with warnings.catch_warnings():
                 # A step that loss scaling skips looks to torch like a wrong order of calls.
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler", UserWarning)
                 self.task.scheduler.step()
+        return taken
 
     def update_by(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the optimizer would add to each weight for these gradients; nothing is changed."""

@@ -137,8 +137,7 @@ def long_run(
     log: list[dict[str, Any]] = []
     with runner:
         for number in range(experiment.long):
-            log.append({"step": number + 1, **runner.gradients(number)})
-            runner.update()
+            log.append({"step": number + 1, **runner.gradients(number), **runner.update()})
             tell(number + 1)
         return {
             "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},

@@ -7,6 +7,7 @@ within some hundred steps, and over repeats, which are the independent units.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from roundoff.metrics.noise_or_bias import RANK, gravest
 
 __all__ = [
     "METRIC", "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth",
-    "losses", "steps_of", "units", "values",
+    "losses", "skipped", "steps_of", "units", "values",
 ]  # fmt: skip
 
 Record = Mapping[str, Any]
@@ -54,6 +55,7 @@ class Direct:
     """Noise or bias of a candidate over the repeats: the gravest word, and how often each.
 
     `gain` is the largest in size of any biased tensor in any repeat, or without one of all as one.
+    `samples` counts those of all repeats, redrawn weights included; `given_up` those lost.
     """
 
     candidate: str
@@ -64,6 +66,8 @@ class Direct:
     gain: float
     detectable: float
     why: str
+    samples: int
+    given_up: int
 
 
 def arms_of(records: Sequence[Record]) -> list[str]:
@@ -153,8 +157,10 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
         for r in records
         if candidate in r["direct"] and r["direct"][candidate][of] is not None
     ]
+    given_up = sum(r["direct"][candidate].get("given_up", 0) for r in records
+                   if candidate in r["direct"])  # fmt: skip
     if not found:
-        return None
+        return _all_given_up(candidate, of, given_up) if given_up and of == "gradient" else None
     words = [f["verdict"] for f in found]
     biased = [t for f in found for t in f["tensors"] if t["verdict"] == "biased"]
     return Direct(
@@ -163,6 +169,15 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
         max((float(t["gain"]["value"]) for t in biased or [f["all"] for f in found]), key=abs),
         max(float(f["all"]["detectable"]) for f in found),
         next(f["all"]["why"] for f in found if f["verdict"] == gravest(words)),
+        sum(f["samples"] + f["redrawn"] for f in found), given_up,
+    )  # fmt: skip
+
+
+def _all_given_up(candidate: str, of: str, given_up: int) -> Direct:
+    why = f"every sample was given up ({given_up}): the loss changed its scale"
+    nothing = _typical([])
+    return Direct(
+        candidate, of, "cannot tell", {}, nothing, math.nan, math.inf, why, 0, given_up
     )  # fmt: skip
 
 
@@ -173,3 +188,9 @@ def losses(records: Sequence[Record], arm: str) -> list[tuple[int, float]]:
         for at in r["log"].get(arm, []):
             by_step.setdefault(at["step"], []).append(float(at["loss"]))
     return [(step, sum(held) / len(held)) for step, held in sorted(by_step.items())]
+
+
+def skipped(records: Sequence[Record], arm: str, until: float = math.inf) -> int | None:
+    """Steps that loss scaling skipped in all repeats, up to one; None where there is none of it."""
+    log = [at for r in records for at in r["log"].get(arm, []) if "skipped" in at]
+    return sum(at["skipped"] for at in log if at["step"] <= until) if log else None
