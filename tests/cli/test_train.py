@@ -178,3 +178,25 @@ def test_steps_that_loss_scaling_skips_and_samples_that_are_given_up(inside, fol
     # From a scale of 1 that nothing has learned yet, the only sample is lost.
     out, err = inside(*asked, "--steps", 1, "-o", "short", "--no-report")
     assert "cannot tell: every sample was given up (1)" in err
+
+
+def test_an_arm_that_becomes_nan_is_told_with_its_step(inside):
+    Path("mine.py").write_text(
+        "def wild(model):\n"
+        "    calls = []\n"
+        "    def hook(module, args, out):\n"
+        "        calls.append(0)\n"
+        "        return out * float('nan') if len(calls) > 2 else out\n"
+        "    model.out.register_forward_hook(hook)\n"
+    )
+    asked = (*ARGS, "--yardsticks", "ulp,mine.py:wild", "--candidate", "fa2@bf16", "-o", "run")
+    out, err = inside(*asked)
+    assert "mine.py:wild: its loss is NaN from step 3 on in repeat 0, 1 of 2: it diverged" in err
+    assert re.search(r" mine\.py:wild .* nan .* to nan", out)
+    assert re.search(r" fa2@bf16 +mine\.py:wild .* unit = nan", out)
+    document = json.loads(inside(*asked, "--json")[0])
+    [wild] = document["broken"]
+    assert (wild["arm"], wild["step"], wild["value"]) == ("mine.py:wild", 3, "nan")
+    told = {d["step"]: d["loss"] for d in document["losses"] if d["arm"] == "mine.py:wild"}
+    assert isinstance(told[2], float)
+    assert told[6] == "nan"

@@ -217,6 +217,8 @@ class TestTraining:
         assert [told.count(w) for w in ("inf", "nan", "exactly 0")] == [1, 1 + 5, 5]
         loss = next(f for f in found.figures if f["id"].endswith("loss"))
         assert "fast is NaN or infinite from step 10 on" in loss["views"][0]["caption"]
+        assert "fast: its loss is inf from step 10 on in repeat 0, 1, 2 of 3" in found.text
+        assert "ulp: its loss is NaN from step 1 on in repeat 1 of 3" in found.text
 
     def test_without_a_distance_to_draw_the_page_says_so(self, page):
         assert "No distance can be drawn" in page("idle").text

@@ -119,7 +119,7 @@ class TestCurves:
     def test_a_ratio_that_is_not_finite_is_told_with_who_and_when(self):
         lines = repeats(far=lambda arm, s, r: math.nan if (arm, s) == ("fast", 20) else s * 1e-3)
         _, view = view_of(unit_figures(only(lines), "t"), "rel_l2")
-        assert "fast over ulp is not finite from step 20 on" in view.caption
+        assert "No ratio where fast is nan from step 20 on" in view.caption
 
     def test_losses_are_means_and_as_many_as_a_curve_has_room_for(self):
         steps = 2 * MOST_POINTS + 8

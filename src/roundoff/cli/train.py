@@ -39,6 +39,7 @@ from roundoff.training.verdict import (
     Direct,
     Unit,
     arms_of,
+    broken,
     direct_errors,
     distance,
     growth,
@@ -118,10 +119,12 @@ def train_command(
     records = finished(run, experiment)
     pages = _report(run) if report and records else []
     _show(run, experiment, records, pages, running)
-    lost = missing(run, experiment)
+    lost, wrong = missing(run, experiment), broken(records)
     tell_missing(lost)
+    for b in wrong:
+        messages().print(str(b), style="yellow", markup=False, soft_wrap=True)
     say_again(folder)
-    return 2 if lost else 0
+    return 2 if lost or any(b.arm == BASELINE.name and b.lasts for b in wrong) else 0
 
 
 def carry_out_training(
@@ -271,8 +274,8 @@ def _ratio(unit: Unit) -> str:
     """A ratio and the factor to either end of its interval, which is symmetrical on logarithms."""
     if unit.ratio is None:
         for side, name in (("candidate", unit.candidate), ("unit", unit.yardstick)):
-            if unit.why == f"{name} is exactly 0":
-                return f"{side} = 0"  # names may be longer than the column
+            if unit.why.startswith(f"{name} is "):  # names may be longer than the column
+                return f"{side} = {unit.why.split()[-1]}"
         return unit.why
     factor = unit.ratio.high / unit.ratio.estimate
     return f"{unit.ratio.estimate:.2g}" + (f" ×÷{factor:.2g}" if math.isfinite(factor) else "")
@@ -347,6 +350,13 @@ def _document(
             {"arm": arm, "step": s, **dataclasses.asdict(distance(records, arm, s))}
             for arm in arms_of(records)
             for s in steps_of(records)
+        ],
+        "broken": [dataclasses.asdict(b) | {"says": str(b)} for b in broken(records)],
+        "losses": [
+            {"arm": arm, "step": s, "loss": loss}
+            for arm in (BASELINE.name, *arms_of(records))
+            for s, loss in losses(records, arm)
+            if s in steps_of(records)
         ],
         "units": [
             dataclasses.asdict(u)

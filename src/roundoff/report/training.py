@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roundoff.report.curves import distance_figures, unit_figures
@@ -12,13 +12,14 @@ from roundoff.report.figure import Figure
 from roundoff.report.layers import layer_figures
 from roundoff.report.losses import loss_figures
 from roundoff.report.tables import Table
-from roundoff.report.trained import Trained, trained_of
+from roundoff.report.trained import BASELINE, Trained, trained_of
 from roundoff.report.training_tables import (
     direct_table,
     distance_table,
     tensor_table,
     unit_table,
 )
+from roundoff.training.verdict import broken
 
 __all__ = ["Section", "training_sections"]
 
@@ -39,7 +40,7 @@ class Section:
     direct: Table
     tensors: Table
     sampled: Sampled
-    note: str
+    notes: Sequence[str]
 
 
 def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
@@ -55,8 +56,15 @@ def _section(trained: Trained, anchor: str) -> Section:
     return Section(
         anchor, _title(trained), _facts(trained), figures,
         distance_table(trained), unit_table(trained), direct_table(trained),
-        tensor_table(trained), sampled_of(sample), UNDRAWN * bool(trained.arms and not is_drawn),
+        tensor_table(trained), sampled_of(sample), _notes(trained, is_drawn=is_drawn),
     )  # fmt: skip
+
+
+def _notes(trained: Trained, *, is_drawn: bool) -> list[str]:
+    """What a reader must know before the figures: what was not finite, and what is not drawn."""
+    found = [b if b.arm == BASELINE else replace(b, arm=trained.names[b.arm])
+             for b in broken(trained.lines)]  # fmt: skip
+    return [*map(str, found), *[UNDRAWN] * bool(trained.arms and not is_drawn)]
 
 
 def _title(trained: Trained) -> str:
