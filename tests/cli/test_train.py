@@ -56,6 +56,7 @@ def test_the_document_is_strict_json(inside, folder):
         (("--jobs", "0"), "--jobs 0: expected at least 1"),
         (("--workload", "mine.py"), "expected mine.py:function"),
         (("--format", "fp8"), "format 'fp8'"),
+        (("--candidate", "", "--yardsticks", " ,"), "nothing to train beside the baseline"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(inside, folder, options, says):

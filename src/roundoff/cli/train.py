@@ -114,6 +114,11 @@ def train_command(
         workload, baseline, _names(candidate), _names(yardsticks),
         format, steps, repeats, seed, sampled, threads, long, timing,
     )  # fmt: skip
+    if not (experiment.arms or experiment.long):
+        raise UsageError(
+            "nothing to train beside the baseline: name a --candidate or --yardsticks "
+            "(roundoff list arms), or the length of one --long run"
+        )
     folder = running.output or Path("runs") / f"train-{digest(experiment.to_record())[:8]}"
     run = carry_out_training(experiment, running, folder=folder, manifest={})
     records = finished(run, experiment)
