@@ -6,6 +6,7 @@
     ├── MissingLibraryError     an optional library is not installed
     ├── UnsupportedError        a kernel or format cannot do what was asked
     ├── KernelError             a kernel broke its contract (shape, dtype, wrong back-end ran)
+    ├── CandidateError          a candidate failed in somebody's training, which is as it was
     ├── GoldenError             golden cannot judge this candidate
     ├── RunError                a run directory that cannot be read or written
     ├── CheckpointError         a checkpoint that cannot be read
@@ -22,6 +23,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CandidateError",
     "CellError",
     "CheckpointError",
     "GoldenError",
@@ -89,6 +91,10 @@ class UnsupportedError(RoundoffError):
 
 class KernelError(RoundoffError):
     """A kernel broke its contract: shape, dtype, or another back-end ran."""
+
+
+class CandidateError(RoundoffError):
+    """A candidate failed in the middle of somebody's training, which is left as it was."""
 
 
 class GoldenError(RoundoffError):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roundoff.errors import CellError, UnsupportedError, told
+from roundoff.errors import CandidateError, CellError, UnsupportedError, told
 from roundoff.metrics.direct import DirectError, reduced
 from roundoff.metrics.noise_or_bias import judge
 from roundoff.metrics.wasserstein import wasserstein
@@ -177,7 +177,8 @@ def _named(arm: str, number: int) -> Generator[None]:
         yield
     except Exception as error:
         kind = UnsupportedError if isinstance(error, UnsupportedError) else CellError
-        raise kind(f"arm {arm!r}, step {number + 1}: {told(error)}") from error
+        who = "direct error" if isinstance(error, CandidateError) else f"arm {arm!r}"
+        raise kind(f"{who}, step {number + 1}: {told(error)}") from error
 
 
 def _as_variant(arm: Arm) -> Variant:
