@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from roundoff.report.curves import distance_figures, unit_figures
-from roundoff.report.drawings import Sampled, sampled_of
+from roundoff.report.drawings import Made, made_of
 from roundoff.report.figure import Figure
 from roundoff.report.layers import layer_figures
 from roundoff.report.losses import loss_figures
@@ -39,7 +39,7 @@ class Section:
     units: Table
     direct: Table
     tensors: Table
-    sampled: Sampled
+    made: Made
     notes: Sequence[str]
 
 
@@ -56,7 +56,7 @@ def _section(trained: Trained, anchor: str) -> Section:
     return Section(
         anchor, _title(trained), _facts(trained), figures,
         distance_table(trained), unit_table(trained), direct_table(trained),
-        tensor_table(trained), sampled_of(sample), _notes(trained, is_drawn=is_drawn),
+        tensor_table(trained), made_of(sample), _notes(trained, is_drawn=is_drawn),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from roundoff.training.variants import Variant, autocast, parameters
 from roundoff.workloads import load_workload
 from roundoff.workloads.protocol import Pictures
 
-__all__ = ["BASELINE", "Lab", "sampled"]
+__all__ = ["BASELINE", "Lab", "sample_of"]
 
 BASELINE = Arm("baseline", "nothing")
 SECONDS = 30.0
@@ -165,7 +165,7 @@ class Lab:
                 }
                 for name, error in self.shadow.errors.items()
             },
-            "sample": sampled(self.baseline),
+            "sample": sample_of(self.baseline),
             "parameters": self.baseline.parameters,
         }
 
@@ -200,7 +200,7 @@ def _judged(error: DirectError) -> dict[str, Any] | None:
     return dataclasses.asdict(judge(error)) if error.plain.samples else None
 
 
-def sampled(runner: Runner) -> dict[str, Any] | None:
+def sample_of(runner: Runner) -> dict[str, Any] | None:
     """What a model makes of its workload's sample, as plain data; None where there is none."""
     if runner.task.sample is None:
         return None

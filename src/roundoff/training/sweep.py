@@ -21,7 +21,7 @@ from roundoff.store import Run
 from roundoff.store.disk import replace_file
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment, Repeat, environment
-from roundoff.training.lab import BASELINE, Lab, sampled
+from roundoff.training.lab import BASELINE, Lab, sample_of
 from roundoff.training.runner import Runner
 from roundoff.training.timing import time_steps
 from roundoff.workloads import load_workload
@@ -141,7 +141,7 @@ def long_run(
             tell(number + 1)
         return {
             "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},
-            "sample": sampled(runner), "parameters": runner.parameters,
+            "sample": sample_of(runner), "parameters": runner.parameters,
         }  # fmt: skip
 
 
