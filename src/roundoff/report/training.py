@@ -40,24 +40,49 @@ class Section:
     direct: Table
     tensors: Table
     made: Made
+    made_after: int
     notes: Sequence[str]
 
 
 def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
     """The sections of all experiments among the lines of a run; none where nothing was trained."""
-    return [_section(t, f"training-{i}") for i, t in enumerate(trained_of(rows), start=1)]
+    found = trained_of(rows)
+    return [_section(t, f"training-{i}", found) for i, t in enumerate(found, start=1)]
 
 
-def _section(trained: Trained, anchor: str) -> Section:
+def _section(trained: Trained, anchor: str, beside: Sequence[Trained]) -> Section:
     made = (figure for make in FIGURES for figure in make(trained, anchor))
-    sample = next((s for line in trained.lines if (s := line.get("sample"))), None)
+    sample, after = _sample(trained, beside)
     figures = [f for f in made if f.views]
     is_drawn = any(f.id == f"{anchor}-distance" for f in figures)
     return Section(
         anchor, _title(trained), _facts(trained), figures,
         distance_table(trained), unit_table(trained), direct_table(trained),
-        tensor_table(trained), made_of(sample), _notes(trained, is_drawn=is_drawn),
+        tensor_table(trained), made_of(sample), after,
+        _notes(trained, is_drawn=is_drawn),
     )  # fmt: skip
+
+
+def _sample(trained: Trained, beside: Sequence[Trained]) -> tuple[object, int]:
+    """What the baseline makes, and after how many steps: shown once, of the longest run.
+
+    A long run's sample stands with the repeats that it belongs to.
+    """
+    kind = [t for t in beside if _kind(t) == _kind(trained)]
+    long = [t for t in kind if _is_long(t)]
+    if _is_long(trained) and len(long) < len(kind):
+        return None, 0
+    told = max([trained, *long], key=lambda t: int(t.experiment["steps"]))
+    sample = next((s for line in told.lines if (s := line.get("sample"))), None)
+    return sample, int(told.experiment["steps"])
+
+
+def _is_long(trained: Trained) -> bool:
+    return trained.experiment.get("what") == "long"
+
+
+def _kind(trained: Trained) -> list[Any]:
+    return [trained.experiment.get(k) for k in ("workload", "baseline", "format", "seed")]
 
 
 def _notes(trained: Trained, *, is_drawn: bool) -> list[str]:
