@@ -100,18 +100,28 @@ def test_an_arm_that_is_zero_in_some_repeats_and_one_named_twice(inside):
     assert re.search(r"mine\.py:shift +0 in [123] of 4", out)
 
 
-def test_a_loss_that_is_no_scalar(inside):
-    Path("mine.py").write_text(
+@pytest.mark.parametrize(
+    ("name", "loss", "says"),
+    [
+        ("wide", "loss(model, x).expand(3)", "the loss is a tensor (3,); expected a tens"),
+        ("unbound", "loss(model, y)", "NameError: name 'y' is not defined"),
+        ("detached", "loss(model, x).detach()", "RuntimeError: element 0 of tensors does"),
+    ],
+)
+def test_a_workload_that_cannot_take_a_step_is_told_before_writing(inside, name, loss, says):
+    Path(f"{name}.py").write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(TINY.parent)!r})\n"
         "from tiny import build as whole\n"
         "def build():\n"
         "    model, optimizer, batches, loss = whole()\n"
-        "    return model, optimizer, batches, lambda model, x: loss(model, x).expand(3)\n"
+        f"    return model, optimizer, batches, lambda model, x: {loss}\n"
     )
-    _, err = inside("train", "--workload", "mine.py:build", "--yardsticks", "ulp", "--steps", 2,
+    _, err = inside("train", "--workload", f"{name}.py:build", "--yardsticks", "ulp", "--steps", 2,
                     "--repeats", 1, "--jobs", 1, "--no-report", "-o", "run", status=2)  # fmt: skip
-    assert "the loss is a tensor (3,); expected a tensor with one element" in err
+    assert f"workload '{name}.py:build', first step: {says}" in err
+    assert err.strip().count("\n") == 0
+    assert not Path("run").exists()
 
 
 def test_a_repeat_that_fails_is_missing_in_the_verdict(inside, folder):

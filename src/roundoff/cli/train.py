@@ -33,6 +33,7 @@ from roundoff.training.sweep import (
     run_repeats,
     step_times,
     total_steps,
+    tried,
 )
 from roundoff.training.verdict import (
     METRIC,
@@ -49,7 +50,6 @@ from roundoff.training.verdict import (
     units,
     values,
 )
-from roundoff.workloads import load_workload
 
 __all__ = ["carry_out_training", "tell_missing", "train_command"]
 
@@ -136,9 +136,9 @@ def carry_out_training(
     experiment: Experiment, running: Running, *, folder: Path, manifest: dict[str, Any]
 ) -> Run:
     """Train the repeats that the run in `folder` does not have, with a progress bar."""
-    load_workload(experiment.workload)
-    _ = experiment.variant
     jobs = running.workers
+    if not (folder / "manifest.json").exists():
+        tried(experiment)
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)
     if asked(experiment).keys() <= run.finished_ids():

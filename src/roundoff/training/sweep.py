@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import torch
 
-from roundoff.errors import UnsupportedError, WorkerDiedError, told
+from roundoff.errors import UnsupportedError, UsageError, WorkerDiedError, told
 from roundoff.executors import run_tasks
+from roundoff.kernels import settings
 from roundoff.records import SCHEMA
 from roundoff.store import Run
 from roundoff.store.disk import replace_file
@@ -28,6 +29,7 @@ from roundoff.workloads import load_workload
 
 __all__ = [
     "STATE", "Missing", "asked", "finished", "missing", "run_repeats", "step_times", "total_steps",
+    "tried",
 ]  # fmt: skip
 
 STATE = "state"
@@ -57,6 +59,23 @@ class Missing:
     names: tuple[str, ...]
     status: str
     error: str
+
+
+def tried(experiment: Experiment) -> None:
+    """Take the first step of a user's workload, with nothing kept of it.
+
+    A `UsageError` for what is wrong with it, before anything is written.
+    """
+    workload = load_workload(experiment.workload)
+    if ":" not in experiment.workload:
+        return
+    try:
+        with settings.kept(), _baseline(experiment, 1) as runner:
+            runner.gradients(0)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise UsageError(f"workload {workload.name!r}, first step: {told(error)}") from error
 
 
 def run_repeats(
@@ -130,12 +149,8 @@ def long_run(
     experiment: Experiment, tell: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
     """One baseline run of `experiment.long` steps as a repeat without arms, with its sample."""
-    runner = Runner(
-        load_workload(experiment.workload), experiment.seed, experiment.long,
-        arm=BASELINE, baseline=experiment.variant, format=experiment.format,
-    )  # fmt: skip
     log: list[dict[str, Any]] = []
-    with runner:
+    with _baseline(experiment, experiment.long) as runner:
         for number in range(experiment.long):
             log.append({"step": number + 1, **runner.gradients(number), **runner.update()})
             tell(number + 1)
@@ -143,6 +158,13 @@ def long_run(
             "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},
             "sample": sample_of(runner), "parameters": runner.parameters,
         }  # fmt: skip
+
+
+def _baseline(experiment: Experiment, steps: int) -> Runner:
+    return Runner(
+        load_workload(experiment.workload), experiment.seed, steps,
+        arm=BASELINE, baseline=experiment.variant, format=experiment.format,
+    )  # fmt: skip
 
 
 def finished(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
