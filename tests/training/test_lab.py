@@ -133,13 +133,26 @@ def test_arms_whose_names_read_alike_keep_states_of_their_own(tmp_path, monkeypa
 
 
 def test_a_damaged_state_is_told(tmp_path, monkeypatch):
+    """Cut short, or one bit of a number flipped where every format still reads."""
     monkeypatch.setattr(room, "SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         Lab(repeat(), tmp_path).run(_interrupt_at(5))
-    file = next(tmp_path.glob("step-*/*-ulp.safetensors"))
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(RunError, match="damaged"):
-        Lab(repeat(), tmp_path).run()
+    cut, direct, notes = (
+        next(tmp_path.glob(f"step-*/{name}"))
+        for name in ("*-ulp.safetensors", "direct.safetensors", "notes.json")
+    )
+    whole = {file: file.read_bytes() for file in (cut, direct, notes)}
+    assert b'"step": 3' in whole[notes]
+    for file, broken in (
+        (cut, whole[cut][:-9]),
+        (direct, whole[direct][:-9] + bytes([whole[direct][-9] ^ 1]) + whole[direct][-8:]),
+        (notes, whole[notes].replace(b'"step": 3', b'"step": 8', 1)),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(RunError, match=r"^the state in .* is damaged .* remove") as raised:
+            Lab(repeat(), tmp_path).run()
+        assert "\n" not in str(raised.value)
+        file.write_bytes(whole[file])
 
 
 def _interrupt_at(stop):
