@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 TINY = Path(__file__).parent.parent / "training" / "tiny.py"
 ARGS = ("train", "--workload", f"{TINY}:build", "--baseline", "torch-math", "--steps", "6",
@@ -56,6 +57,7 @@ def test_the_document_is_strict_json(inside, folder):
         (("--jobs", "0"), "--jobs 0: expected at least 1"),
         (("--workload", "mine.py"), "expected mine.py:function"),
         (("--format", "fp8"), "format 'fp8'"),
+        (("--device", "tpu"), "device 'tpu'; expected cpu or cuda"),
         (("--candidate", "", "--yardsticks", " ,"), "nothing to train beside the baseline"),
     ],
 )
@@ -211,3 +213,24 @@ def test_an_arm_that_becomes_nan_is_told_with_its_step(inside):
     told = {d["step"]: d["loss"] for d in document["losses"] if d["arm"] == "mine.py:wild"}
     assert isinstance(told[2], float)
     assert told[6] == "nan"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_a_device_that_is_not_here(inside):
+    _, err = inside(*ARGS, "--device", "cuda", "--candidate", "fa2", "-o", "run", status=2)
+    assert "device 'cuda' is not here" in err
+    assert err.strip().count("\n") == 0
+    assert not Path("run").exists()
+
+
+def test_time_and_peak_memory_of_a_step(inside):
+    asked = ("train", "--workload", f"{TINY}:build", "--baseline", "torch-math", "--steps", 1,
+             "--repeats", 1, "--sampled", 0, "--jobs", 1, "--candidate", "torch-cpu-flash",
+             "--yardsticks", "", "--timing", "-o", "run")  # fmt: skip
+    out, _ = inside(*asked)
+    assert "peak MB" in out
+    assert max(map(len, out.splitlines())) <= 100
+    page = Path("run/report.html").read_text()
+    assert "Time and memory of a step" in page
+    [times] = json.loads(inside(*asked, "--json", "--no-report")[0])["step_times"]
+    assert all(times[side]["peak"] > 0 for side in ("baseline", "candidate"))

@@ -16,7 +16,6 @@ from roundoff.training import lab as room
 from roundoff.training.arms import parse_arm
 from roundoff.training.experiment import Experiment, logged_steps
 from roundoff.training.lab import Lab
-from roundoff.workloads import load_workload
 
 HERE = Path(__file__).parent
 TINY = str(HERE / "tiny.py")
@@ -206,10 +205,33 @@ def test_ids_know_what_was_asked():
     assert set(experiment(repeats=1).all_repeats()) < set(experiment(repeats=3).all_repeats())
 
 
-def test_fp16_runs_in_few_repeats():
+def test_fp16_runs_in_few_repeats_on_a_cpu():
     many = experiment(repeats=9, yardsticks=("fp16", "ulp"))
     held = [any(a.format == "fp16" for a in many.arms_of(i)) for i in range(9)]
     assert held == [True] * 3 + [False] * 6
+    gpu = experiment(repeats=9, yardsticks=("fp16", "ulp"), device="cuda")
+    assert all(len(gpu.arms_of(i)) == 4 for i in range(9))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_repeat_on_cuda(tmp_path, monkeypatch):
+    from roundoff.training.peak import peak_of
+
+    asked = Experiment("text", "torch-math", ("fa2@bf16", "fp16"), ("ulp", "bf16"), steps=6,
+                       repeats=1, sampled=6, device="cuda")  # fmt: skip
+    [one] = asked.all_repeats().values()
+    monkeypatch.setattr(room, "SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        Lab(one, tmp_path).run(_interrupt_at(3))
+    lab = Lab(one, tmp_path)
+    found = lab.run()
+    assert lab.baseline.device == "cuda"
+    assert {arm for arm in found["distances"] if by_step(found, arm)[6] > 0} == set(
+        found["distances"]
+    )
+    assert found["direct"]["fa2@bf16"]["gradient"]["samples"] >= 4
+    assert peak_of(asked, "torch-math") > 0
 
 
 def test_logged_steps_end_with_the_last():
@@ -222,17 +244,7 @@ def test_one_ulp_is_one_ulp():
     from roundoff.training.runner import Runner
 
     e = experiment()
-    made = [
-        Runner(
-            load_workload(e.workload),
-            3,
-            10,
-            arm=parse_arm("ulp"),
-            baseline=e.variant,
-            format="fp32",
-        )
-        for _ in range(2)
-    ]
+    made = [Runner(e, 3, parse_arm("ulp")) for _ in range(2)]
     with made[0]:
         made[0].nudge()
     a, b = (torch.cat([p.detach().flatten() for p in r.task.model.parameters()]) for r in made)

@@ -68,6 +68,7 @@ def train_command(
     threads: int = 1,
     long: int = 0,
     timing: Annotated[bool, Parameter(negative="")] = False,
+    device: str = "cpu",
     report: bool = True,
     running: Running = Running(),
 ) -> int:
@@ -101,7 +102,9 @@ def train_command(
     long:
         Also one baseline run of so many steps, whose samples the report shows.
     timing:
-        Also time a step with each candidate, in turn with the baseline's.
+        Also take time and peak memory of a step with each candidate, beside the baseline's.
+    device:
+        Where all of it trains: cpu or cuda.
     report:
         Write report.html and pictures beside the results; --no-report leaves them out.
     """
@@ -112,7 +115,7 @@ def train_command(
         )
     experiment = Experiment(
         workload, baseline, _names(candidate), _names(yardsticks),
-        format, steps, repeats, seed, sampled, threads, long, timing,
+        format, steps, repeats, seed, sampled, threads, long, timing, device,
     )  # fmt: skip
     if not (experiment.arms or experiment.long):
         raise UsageError(
@@ -324,7 +327,8 @@ def _show_times(times: Sequence[dict[str, Any]]) -> None:
         ratio = f"{t['ratio']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"
         sides = ((t["candidate_name"], t["candidate"], ratio), ("baseline", t["baseline"], ""))
         rows += [(name, *_milliseconds(side), told) for name, side, told in sides]
-    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>", "ratio [95 %]>"]
+    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>",
+               "peak MB>", "ratio [95 %]>"]  # fmt: skip
     print_table("time of a step, taken in turn (medians)", columns, rows)
 
 
@@ -333,7 +337,8 @@ def _milliseconds(side: Mapping[str, Any]) -> tuple[str, ...]:
     alone = side["attention_forward"], side["attention_backward"]
     share = "" if None in alone else f"{100 * sum(alone) / step:.0f} %"
     ms = (f"{1e3 * side[name]:.1f}" for name in ("forward", "backward"))
-    return *ms, share, f"{side['kept'] / 1e6:.1f}"
+    peak = side["peak"]
+    return *ms, share, f"{side['kept'] / 1e6:.1f}", "?" if peak is None else f"{peak / 1e6:.1f}"
 
 
 def _number(value: float) -> str:

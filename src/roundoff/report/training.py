@@ -17,6 +17,7 @@ from roundoff.report.training_tables import (
     direct_table,
     distance_table,
     tensor_table,
+    time_table,
     unit_table,
 )
 from roundoff.training.verdict import broken
@@ -42,12 +43,17 @@ class Section:
     made: Made
     made_after: int
     notes: Sequence[str]
+    times: Table = Table([], [])  # noqa: RUF009 - frozen
 
 
 def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
     """The sections of all experiments among the lines of a run; none where nothing was trained."""
     found = trained_of(rows)
-    return [_section(t, f"training-{i}", found) for i, t in enumerate(found, start=1)]
+    sections = [_section(t, f"training-{i}", found) for i, t in enumerate(found, start=1)]
+    return [
+        replace(section, times=time_table(_times(t, rows)))
+        for section, t in zip(sections, found, strict=True)
+    ]
 
 
 def _section(trained: Trained, anchor: str, beside: Sequence[Trained]) -> Section:
@@ -77,12 +83,25 @@ def _sample(trained: Trained, beside: Sequence[Trained]) -> tuple[object, int]:
     return sample, int(told.experiment["steps"])
 
 
+def _times(trained: Trained, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was timed of this experiment's candidates."""
+    return [
+        row["step_times"] for row in rows
+        if row.get("status") == "ok" and row.get("step_times")
+        and _kind_of(row["training"]) == _kind(trained) and not _is_long(trained)
+    ]  # fmt: skip
+
+
 def _is_long(trained: Trained) -> bool:
     return trained.experiment.get("what") == "long"
 
 
 def _kind(trained: Trained) -> list[Any]:
-    return [trained.experiment.get(k) for k in ("workload", "baseline", "format", "seed")]
+    return _kind_of(trained.experiment)
+
+
+def _kind_of(experiment: Mapping[str, Any]) -> list[Any]:
+    return [experiment.get(k) for k in ("workload", "baseline", "format", "seed", "device")]
 
 
 def _notes(trained: Trained, *, is_drawn: bool) -> list[str]:

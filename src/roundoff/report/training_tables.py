@@ -16,13 +16,14 @@ from roundoff.report.tables import Table, table_of
 from roundoff.report.trained import BASELINE, Trained
 from roundoff.training.verdict import direct_errors, growth, skipped, units, values
 
-__all__ = ["direct_table", "distance_table", "tensor_table", "unit_table"]
+__all__ = ["direct_table", "distance_table", "tensor_table", "time_table", "unit_table"]
 
 SIZES = ("w1", "max_diff", "1 - cosine", "ulp_mean", "sign_flips")
 MOST_ROWS = 160
 """Of the table of every tensor, which has the gravest first."""
 GRAVE: Sequence[str] = RANK
 OF = ("gradient", "update")
+PARTS = ("forward", "backward", "update")
 
 
 def distance_table(trained: Trained) -> Table:
@@ -99,6 +100,23 @@ def tensor_table(trained: Trained) -> Table:
     rows.sort(key=lambda r: r[0])
     table = table_of([row for _, row in rows[:MOST_ROWS]])
     return replace(table, left_out=max(0, len(rows) - MOST_ROWS))
+
+
+def time_table(times: Sequence[Mapping[str, Any]]) -> Table:
+    """Time and memory of a step with each candidate, and with the baseline beside it."""
+    rows: list[dict[str, object]] = []
+    for t in times:
+        ratio = show_interval(Interval(t["ratio"], t["low"], t["high"], t["steps"]))
+        for name, side, told in ((t["candidate_name"], "candidate", ratio),
+                                 ("baseline", "baseline", "")):  # fmt: skip
+            found, peak = t[side], t[side].get("peak")
+            rows.append({
+                "side": name, **{f"{part} ms": 1e3 * found[part] for part in PARTS},
+                "kept for backward, MB": found["kept"] / 1e6,
+                "peak of a step, MB": "not measured" if peak is None else peak / 1e6,
+                "forward and backward over the baseline's": told,
+            })  # fmt: skip
+    return table_of(rows)
 
 
 def _judgements(trained: Trained) -> list[tuple[str, str, list[Mapping[str, Any]]]]:

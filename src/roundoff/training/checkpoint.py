@@ -4,8 +4,9 @@
                       direct.safetensors           the direct errors so far
                       notes.json                   what was measured so far, and the counters
 
-Each is checked by a hash: a snapshot holds its own, notes.json its own and that of the direct errors.
-A state is written beside the last one, which is removed when the new one is whole.
+Each is checked by a hash: a snapshot holds its own, notes.json its own and that of
+the direct errors. A state is written beside the last one, which is removed when
+the new one is whole.
 """
 
 from __future__ import annotations

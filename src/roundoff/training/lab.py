@@ -23,7 +23,6 @@ from roundoff.training.experiment import Repeat, logged_steps
 from roundoff.training.runner import Runner
 from roundoff.training.shadow import Shadow
 from roundoff.training.variants import Variant, autocast, parameters
-from roundoff.workloads import load_workload
 from roundoff.workloads.protocol import Pictures
 
 __all__ = ["BASELINE", "Lab", "sample_of"]
@@ -84,11 +83,7 @@ class Lab:
         return gradients | {f"update {name}": e for name, e in self.updates.items()}
 
     def _entered(self, arm: Arm, doors: contextlib.ExitStack) -> Runner:
-        e = self.experiment
-        runner = Runner(
-            load_workload(e.workload), self.repeat.seed, e.steps,
-            arm=arm, baseline=e.variant, format=e.format,
-        )  # fmt: skip
+        runner = Runner(self.experiment, self.repeat.seed, arm)
         with _named(arm.name, arm.start):
             return doors.enter_context(runner)
 
@@ -132,12 +127,12 @@ class Lab:
 
     def _compare(self) -> None:
         """The distance of every arm's weights from the baseline's, after a step."""
-        base = parameters(self.baseline.task.model)
+        base = _weights(self.baseline)
         for name, runner in self.runners.items():
             if runner.arm.start >= self.step:
                 continue
-            weights = parameters(runner.task.model)
-            found = {n: gathered(base[n].detach(), weights[n].detach()) for n in base}
+            weights = _weights(runner)
+            found = {n: gathered(base[n], weights[n]) for n in base}
             whole = WeightDistance()
             for distance in found.values():
                 whole = whole.merge(distance)
@@ -145,7 +140,7 @@ class Lab:
             self._at(self.distances, name, _metrics(whole) | {"w1": pooled})
             each = {n: {"rel_l2": d.rel_l2, "max_diff": d.max_diff} for n, d in found.items()}
             for n, values in each.items():
-                values["w1"] = wasserstein(base[n].detach(), weights[n].detach())
+                values["w1"] = wasserstein(base[n], weights[n])
             self._at(self.tensors, name, {"of": each})
 
     def _at(self, log: Log, name: str, values: dict[str, Any]) -> None:
@@ -186,8 +181,13 @@ def _as_variant(arm: Arm) -> Variant:
     return autocast(arm.format) if arm.format else arm.variant
 
 
+def _weights(runner: Runner) -> dict[str, Tensor]:
+    """The weights as they are now, where the metrics are fast and exact: on the CPU."""
+    return {name: w.detach().cpu() for name, w in parameters(runner.task.model).items()}
+
+
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def _metrics(found: WeightDistance) -> dict[str, float]:

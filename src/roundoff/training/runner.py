@@ -15,10 +15,11 @@ from torch import Tensor
 from roundoff.state import Snapshot
 from roundoff.state.random_states import seeded
 from roundoff.training.arms import Arm
+from roundoff.training.experiment import Experiment
 from roundoff.training.shadow import scalar
 from roundoff.training.undisturbed import undisturbed
-from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
-from roundoff.workloads import Workload
+from roundoff.training.variants import AUTOCAST, autocast, parameters
+from roundoff.workloads import Task, load_workload
 from roundoff.workloads.protocol import generator_of
 
 __all__ = ["Runner", "Step"]
@@ -36,24 +37,16 @@ class Runner:
     Dropout and the like draw the same numbers in every arm: those of the data seed and the step.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        seed: int,
-        steps: int,
-        *,
-        arm: Arm,
-        baseline: Variant,
-        format: str,
-    ) -> None:
-        self.arm, self.seed, self.steps = arm, seed, steps
-        self.format = arm.format or format
+    def __init__(self, experiment: Experiment, seed: int, arm: Arm) -> None:
+        self.arm, self.seed = arm, seed
+        self.format = arm.format or experiment.format
         other = OTHER_SEED if arm.change == "initial seed" else 0
-        self.task = workload.build(seed + other, seed)
+        self.task = load_workload(experiment.workload).build(seed + other, seed)
+        _move(self.task, experiment.device)
         self.device = next(self.task.model.parameters()).device.type
         self.scaler: Any = torch.amp.GradScaler(self.device) if self.format == "fp16" else None
-        self.order = _order(steps, seed) if arm.change == "data order" else None
-        self.variants = (arm.variant,) if arm.variant.over else (baseline, arm.variant)
+        self.order = _order(experiment.steps, seed) if arm.change == "data order" else None
+        self.variants = (arm.variant,) if arm.variant.over else (experiment.variant, arm.variant)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Runner:
@@ -184,6 +177,14 @@ class Runner:
         scaler: Any = None if trunk.scaler is None else torch.amp.GradScaler(self.device)
         task = self.task
         trunk.capture(0).restore(task.model, task.optimizer, task.scheduler, scaler)
+
+
+def _move(task: Task, device: str) -> None:
+    """Take a task to where it trains; its loss takes the batches there."""
+    if device != "cpu":
+        task.model.to(device)
+        if task.optimizer.state:
+            task.optimizer.load_state_dict(task.optimizer.state_dict())  # to the parameters'
 
 
 def _order(steps: int, seed: int) -> list[int]:

@@ -23,6 +23,7 @@ from roundoff.store.disk import replace_file
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment, Repeat, environment
 from roundoff.training.lab import BASELINE, Lab, sample_of
+from roundoff.training.peak import peak_of
 from roundoff.training.runner import Runner
 from roundoff.training.timing import time_steps
 from roundoff.workloads import load_workload
@@ -62,15 +63,16 @@ class Missing:
 
 
 def tried(experiment: Experiment) -> None:
-    """Take the first step of a user's workload, with nothing kept of it.
+    """Look for the device and the workload, and take the first step of a user's.
 
-    A `UsageError` for what is wrong with it, before anything is written.
+    A `RoundoffError` for what is wrong with them, before anything is written.
     """
+    environment(experiment.threads, experiment.device)
     workload = load_workload(experiment.workload)
     if ":" not in experiment.workload:
         return
     try:
-        with settings.kept(), _baseline(experiment, 1) as runner:
+        with settings.kept(), Runner(experiment, experiment.seed, BASELINE) as runner:
             runner.gradients(0)
     except UnsupportedError:
         raise
@@ -93,7 +95,7 @@ def run_repeats(
     that says so.
     """
     with run.writer() as writer, _counting(run, experiment, tell):
-        known = environment(experiment.threads)
+        known = environment(experiment.threads, experiment.device)
         run.write_document(f"environments/{digest(known)}.json", known)
         for tasks, parallel in (
             (_training(run, experiment), in_flight),
@@ -139,10 +141,18 @@ def carried_out(task: _Task) -> dict[str, Any]:
         elif task.what == "long":
             found = long_run(task.experiment, tell)
         else:
-            found = {"step_times": time_steps(task.experiment, task.candidate)}
+            found = {"step_times": _times(task.experiment, task.candidate)}
     finally:
         torch.set_num_threads(before)
     return {**found, "elapsed": round(time.perf_counter() - started, 2)}
+
+
+def _times(experiment: Experiment, candidate: str) -> dict[str, Any]:
+    """What `time_steps` finds, with the peak memory of both sides."""
+    found = time_steps(experiment, candidate)
+    for side, name in (("baseline", experiment.baseline), ("candidate", candidate)):
+        found[side]["peak"] = peak_of(experiment, name)
+    return found
 
 
 def long_run(
@@ -150,7 +160,7 @@ def long_run(
 ) -> dict[str, Any]:
     """One baseline run of `experiment.long` steps as a repeat without arms, with its sample."""
     log: list[dict[str, Any]] = []
-    with _baseline(experiment, experiment.long) as runner:
+    with Runner(experiment, experiment.seed, BASELINE) as runner:
         for number in range(experiment.long):
             log.append({"step": number + 1, **runner.gradients(number), **runner.update()})
             tell(number + 1)
@@ -158,13 +168,6 @@ def long_run(
             "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},
             "sample": sample_of(runner), "parameters": runner.parameters,
         }  # fmt: skip
-
-
-def _baseline(experiment: Experiment, steps: int) -> Runner:
-    return Runner(
-        load_workload(experiment.workload), experiment.seed, steps,
-        arm=BASELINE, baseline=experiment.variant, format=experiment.format,
-    )  # fmt: skip
 
 
 def finished(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
@@ -210,7 +213,7 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     head = {
         "schema": SCHEMA,
         "id": task.id,
-        "environment": digest(environment(task.experiment.threads)),
+        "environment": digest(environment(task.experiment.threads, task.experiment.device)),
         "training": {**_asked(task).to_record(), "repeat": task.number, "what": task.what},
     }
     if not isinstance(outcome, Exception):
