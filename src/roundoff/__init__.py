@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from roundoff.formats import Format, get_format
     from roundoff.formats.rounding import round_to
     from roundoff.kernels.user import kernel
+    from roundoff.live.monitor import Monitor
+    from roundoff.live.watch import Watch
     from roundoff.metrics.wasserstein import wasserstein
     from roundoff.operators.attention.api import emulate, golden
     from roundoff.operators.attention.call import Attention
@@ -37,9 +39,11 @@ __all__ = [
     "Diff",
     "Explanation",
     "Format",
+    "Monitor",
     "Recipe",
     "RoundoffError",
     "Run",
+    "Watch",
     "ablate",
     "compare",
     "diff",
@@ -60,9 +64,11 @@ _PLACES = {
     "Diff": "weights.diff",
     "Explanation": "attribution.explain",
     "Format": "formats",
+    "Monitor": "live.monitor",
     "Recipe": "operators.attention.recipe",
     "RoundoffError": "errors",
     "Run": "store",
+    "Watch": "live.watch",
     "ablate": "attribution.ablate",
     "compare": "bench.compare",
     "diff": "weights.diff",

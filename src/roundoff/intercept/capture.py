@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from roundoff.errors import KernelError
-from roundoff.intercept import doors
+from roundoff.intercept import doors, running
 
 __all__ = ["AttentionCall", "captured"]
 
@@ -57,21 +57,20 @@ def captured(model: nn.Module) -> Generator[list[AttentionCall]]:
     calls: list[AttentionCall] = []
     count = 0
 
-    def watch(module: nn.Module, *qkv: Tensor, scale: float | None, **how: Any) -> None:
+    def watch(module: nn.Module, told: running.Told) -> None:
         nonlocal count
         count += 1
-        mask = how["mask"]
         calls.append(
             AttentionCall(
                 names[module],
-                *(x.detach().clone() for x in qkv),
-                mask=None if mask is None else mask.detach().clone(),
-                causal=how["causal"],
-                scale=qkv[0].shape[-1] ** -0.5 if scale is None else scale,
+                *(x.detach().clone() for x in (told.q, told.k, told.v)),
+                mask=None if told.mask is None else told.mask.detach().clone(),
+                causal=told.causal,
+                scale=told.q.shape[-1] ** -0.5 if told.scale is None else told.scale,
             )
         )
 
-    with doors.torch_door(), doors.watching(model, watch), doors.compiled_anew(model):
+    with doors.torch_door(), running.watching(model, watch), running.compiled_anew(model):
         yield calls
     if not count:
         raise KernelError(

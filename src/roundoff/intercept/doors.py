@@ -1,91 +1,36 @@
 """The doors by which another attention, or an onlooker, enters a model while a context is open.
 
-torch's `scaled_dot_product_attention` and transformers' `AttentionInterface` are one for the
-whole process, so what stands in them asks which model runs: hooks of its modules say so.
-diffusers' processors belong to one module each, and are led to torch's door.
+torch's function and transformers' table are one for the whole process: what stands in them asks
+`running` which model runs. diffusers' processors belong to one module each, and are led to
+torch's door.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import sys
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from roundoff.errors import UnsupportedError, UsageError
+from roundoff.intercept.running import RUNNING, Told, outside, uncompiled
 
-__all__ = [
-    "Attend", "Watch", "compiled_anew", "diffusers_door", "outside", "running", "torch_door",
-    "transformers_door", "watching",
-]  # fmt: skip
+__all__ = ["diffusers_door", "torch_door", "transformers_door", "watching_doors"]
 
 NAME = "roundoff"
 """What the attention of a swapped model is called in transformers' tables."""
 
-Attend = Callable[..., Tensor]
-Watch = Callable[..., None]
-"""Is told the module that runs, q, k, v, and `mask`, `causal`, `scale` of a call."""
-F = TypeVar("F", bound=Callable[..., Any])
+MORE = ("softcap", "s_aux", "sinks", "position_bias")
+"""What attention functions of transformers may be asked for beyond softmax(QK^T + mask) V."""
 
-
-def _uncompiled(function: F) -> F:
-    """`function` as it is, where a compiled model's graph breaks."""
-    compiler: Any = torch.compiler
-    return compiler.disable(function)
-
-
-class _Entry(NamedTuple):
-    """A module that runs; without one, and without attention, whatever runs is torch's own."""
-
-    module: nn.Module | None
-    attend: Attend | None = None
-    watch: Watch | None = None
-
-
-class _Running(threading.local):
-    """The modules of swapped and watched models that run, innermost last."""
-
-    def __init__(self) -> None:
-        self.stack: list[_Entry] = []
-        self.fast_path = True
-
-    @property
-    def attend(self) -> Attend | None:
-        """What stands in for attention; whoever only watches does not."""
-        return next((e.attend for e in reversed(self.stack) if e.watch is None), None)
-
-    def tell(self, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> None:
-        """Tell all that watch of a call, each once, with the innermost module that it watches."""
-        told: list[Watch] = []
-        for entry in reversed(self.stack):
-            if entry.module is None:
-                return
-            if entry.watch is not None and entry.watch not in told:
-                told.append(entry.watch)
-                entry.watch(entry.module, q, k, v, **how)
-
-    def enter(self, entry: _Entry) -> None:
-        if not self.stack:  # torch's fused encoder layer for inference is a way around the doors
-            self.fast_path = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        self.stack.append(entry)
-
-    def leave(self, entry: _Entry) -> None:
-        """Undo `enter`, if it was called: an earlier hook may have failed."""
-        if self.stack and self.stack[-1] == entry:
-            self.stack.pop()
-            if not self.stack:
-                torch.backends.mha.set_fastpath_enabled(self.fast_path)
-
-
-_RUNNING = _Running()
 _TORCH: Any = functional.scaled_dot_product_attention
 _LOCK = threading.Lock()
 
@@ -110,64 +55,7 @@ class _Open:
                     close()
 
 
-_TORCH_OPEN, _TRANSFORMERS_OPEN = _Open(), _Open()
-
-
-@contextlib.contextmanager
-def outside() -> Generator[None]:
-    """Attention that is called inside is torch's own, whichever model runs."""
-    _RUNNING.enter(_Entry(None))
-    try:
-        yield
-    finally:
-        _RUNNING.leave(_Entry(None))
-
-
-def running(model: nn.Module, attend: Attend) -> contextlib.AbstractContextManager[None]:
-    """While a module of `model` runs, also where a checkpoint runs it again, `attend` stands in."""
-    return _marked(model, lambda module: _Entry(module, attend=attend))
-
-
-def watching(model: nn.Module, watch: Watch) -> contextlib.AbstractContextManager[None]:
-    """While a module of `model` runs, `watch` is told of each call, and changes nothing."""
-    return _marked(model, lambda module: _Entry(module, watch=watch))
-
-
-@contextlib.contextmanager
-def _marked(model: nn.Module, entry: Callable[[nn.Module], _Entry]) -> Generator[None]:
-    @_uncompiled
-    def enter(module: nn.Module, *_: Any) -> None:
-        _RUNNING.enter(entry(module))
-
-    @_uncompiled
-    def leave(module: nn.Module, *_: Any) -> None:
-        _RUNNING.leave(entry(module))
-
-    hooks: list[Any] = []
-    try:
-        for module in model.modules():
-            hooks.append(module.register_forward_pre_hook(enter))
-            hooks.append(module.register_forward_hook(leave, prepend=True, always_call=True))
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
-def compiled_anew(model: nn.Module) -> Generator[None]:
-    """Forget what was compiled: it knows neither the hooks nor that torch's function changed."""
-    compiled = any(
-        hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()
-    )
-    if not compiled:
-        yield
-        return
-    torch.compiler.reset()
-    try:
-        yield
-    finally:
-        torch.compiler.reset()
+_TORCH_OPEN, _TORCH_SEEN, _TRANSFORMERS_OPEN, _TABLE_SEEN = _Open(), _Open(), _Open(), _Open()
 
 
 # -- torch
@@ -175,13 +63,23 @@ def compiled_anew(model: nn.Module) -> Generator[None]:
 
 def torch_door() -> contextlib.AbstractContextManager[None]:
     """`torch.nn.functional.scaled_dot_product_attention` asks which model runs."""
-    return _TORCH_OPEN.held(
-        lambda: setattr(functional, "scaled_dot_product_attention", _of_torch),
-        lambda: setattr(functional, "scaled_dot_product_attention", _TORCH),
-    )
+    return _TORCH_OPEN.held(_set_torch, _set_torch)
 
 
-@_uncompiled
+def _set_torch() -> None:
+    """Put in torch's place what the open contexts need; onlookers alone are no swap."""
+    seen = _seen_of_torch if _TORCH_SEEN.count else _TORCH
+    functional.scaled_dot_product_attention = _of_torch if _TORCH_OPEN.count else seen
+
+
+def _seen_of_torch(*args: Any, **options: Any) -> Tensor:
+    """Torch's own, which a compiled graph may hold, and outside of one is told of."""
+    if torch.compiler.is_compiling():
+        return _TORCH(*args, **options)
+    return _of_torch(*args, **options)
+
+
+@uncompiled
 def _of_torch(  # noqa: PLR0917 - torch's own signature
     query: Tensor,
     key: Tensor,
@@ -192,20 +90,24 @@ def _of_torch(  # noqa: PLR0917 - torch's own signature
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    attend = _RUNNING.attend
-    _RUNNING.tell(query, key, value, mask=attn_mask, causal=is_causal, scale=scale)
-    if attend is None:
-        return _TORCH(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    _refuse(dropout=dropout_p)
-    if query.ndim not in (3, 4):
-        raise UsageError(f"q {tuple(query.shape)}: expected 3 or 4 axes")
-    if query.ndim == 4:
-        return attend(query, key, value, mask=attn_mask, causal=is_causal, scale=scale)
-    # [heads, length, head_dim], or batches of one head: the same thing
-    query, key, value = (x.unsqueeze(0) for x in (query, key, value))
-    return attend(query, key, value, mask=attn_mask, causal=is_causal, scale=scale).squeeze(0)
+    attend, how = RUNNING.attend, (attn_mask, is_causal, scale)
+    if attend is not None:
+        _refuse(dropout=dropout_p)
+        if query.ndim not in (3, 4):
+            raise UsageError(f"q {tuple(query.shape)}: expected 3 or 4 axes")
+
+    def again(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if attend is None:
+            return _TORCH(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if q.ndim == 4:
+            return attend(q, k, v, mask=mask, causal=is_causal, scale=scale)
+        # [heads, length, head_dim], or batches of one head: the same thing
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+        return attend(q, k, v, mask=mask, causal=is_causal, scale=scale).squeeze(0)
+
+    out = again(query, key, value, attn_mask)
+    name = None if attend is None else attend.name
+    return RUNNING.tell(Told(query, key, value, *how, out, again, not dropout_p, name))
 
 
 def _refuse(**given: Any) -> None:
@@ -260,7 +162,7 @@ def _configured(model: nn.Module) -> Generator[None]:
             module.config = config
 
 
-@_uncompiled
+@uncompiled
 def _of_transformers(  # noqa: PLR0917 - transformers' own signature
     module: nn.Module,
     query: Tensor,
@@ -272,19 +174,85 @@ def _of_transformers(  # noqa: PLR0917 - transformers' own signature
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    known = ("softcap", "s_aux", "sinks", "position_bias")
-    _refuse(dropout=dropout, **{name: more.get(name) is not None for name in known})
-    if is_causal is None:
-        is_causal = bool(getattr(module, "is_causal", True))
-    # A single query sees all keys; where there is a mask, the causal part is in it.
-    causal = is_causal and attention_mask is None and query.shape[-2] > 1
+    _refuse(dropout=dropout, **{name: more.get(name) is not None for name in MORE})
+    causal = _causal(module, is_causal, query, attention_mask)
     if causal:
         key, value = key[:, :, : query.shape[-2]], value[:, :, : query.shape[-2]]
-    attend = _RUNNING.attend
+    attend = RUNNING.attend
     assert attend is not None, "the hooks of a swapped model say that it runs"
-    _RUNNING.tell(query, key, value, mask=attention_mask, causal=causal, scale=scaling)
-    out = attend(query, key, value, mask=attention_mask, causal=causal, scale=scaling)
+
+    def again(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(q, k, v, mask=mask, causal=causal, scale=scaling)
+
+    out = again(query, key, value, attention_mask)
+    RUNNING.tell(
+        Told(query, key, value, attention_mask, causal, scaling, out, again, name=attend.name)
+    )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _causal(module: nn.Module, is_causal: bool | None, query: Tensor, mask: Tensor | None) -> bool:
+    """A single query sees all keys; where there is a mask, the causal part is in it."""
+    if is_causal is None:
+        is_causal = bool(getattr(module, "is_causal", True))
+    return is_causal and mask is None and query.shape[-2] > 1
+
+
+# -- transformers: attention functions that users have registered
+
+
+@contextlib.contextmanager
+def watching_doors() -> Generator[None]:
+    """Torch's function, and those registered with transformers, tell of their calls."""
+    with _TORCH_SEEN.held(_set_torch, _set_torch), _TABLE_SEEN.held(_set_table, _unset_table):
+        yield
+
+
+_OWN: dict[str, Any] = {}
+"""Functions of transformers' table, while others stand there that tell of them."""
+
+
+def _table() -> dict[str, Any]:
+    modeling: Any = sys.modules.get("transformers.modeling_utils")
+    return {} if modeling is None else modeling.ALL_ATTENTION_FUNCTIONS._global_mapping
+
+
+def _set_table() -> None:
+    table = _table()
+    for name, function in [*table.items()]:
+        if name not in _OWN and name not in (NAME, "sdpa"):  # these are seen at their own doors
+            _OWN[name] = function
+            table[name] = functools.partial(_seen_of_transformers, function)
+
+
+def _unset_table() -> None:
+    _table().update(_OWN)
+    _OWN.clear()
+
+
+def _seen_of_transformers(function: Any, *args: Any, **options: Any) -> Any:
+    if torch.compiler.is_compiling() or not RUNNING.watches():
+        return function(*args, **options)
+    return _tell_of(function, *args, **options)
+
+
+@uncompiled
+def _tell_of(
+    function: Any, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, **options: Any,
+) -> Any:  # fmt: skip
+    with outside():
+        found = function(module, query, key, value, attention_mask, **options)
+
+    def again(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        with outside():
+            return function(module, q, k, v, mask, **options)[0].transpose(1, 2)
+
+    causal = _causal(module, options.get("is_causal"), query, attention_mask)
+    plain = not options.get("dropout") and all(options.get(name) is None for name in MORE)
+    how = attention_mask, causal, options.get("scaling")
+    RUNNING.tell(Told(query, key, value, *how, found[0].transpose(1, 2), again, exact=plain))
+    return found
 
 
 # -- diffusers

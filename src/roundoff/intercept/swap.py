@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from roundoff.errors import KernelError
-from roundoff.intercept import doors
+from roundoff.intercept import doors, running
 from roundoff.intercept.attention import AttentionFunction, attention_function
 
 __all__ = ["AttentionFunction", "Calls", "attention_function", "swapped"]
@@ -49,8 +49,8 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
         doors.torch_door(),
         doors.transformers_door(model),
         doors.diffusers_door(model),
-        doors.running(model, _counted(attention, calls)),
-        doors.compiled_anew(model),
+        running.running(model, _Counted(attention, calls)),
+        running.compiled_anew(model),
     ):
         yield calls
     if not calls.count:
@@ -61,12 +61,13 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
         )
 
 
-def _counted(attention: AttentionFunction, calls: Calls) -> doors.Attend:
-    """Count; and let what the attention itself calls be torch's own."""
+class _Counted:
+    """Counts; and lets what the attention itself calls be torch's own."""
 
-    def attend(*qkv: Tensor, **how: Any) -> Tensor:
-        calls.count += 1
-        with doors.outside():
-            return attention(*qkv, **how)
+    def __init__(self, attention: AttentionFunction, calls: Calls) -> None:
+        self.name, self._attention, self._calls = attention.name, attention, calls
 
-    return attend
+    def __call__(self, *qkv: Tensor, **how: Any) -> Tensor:
+        self._calls.count += 1
+        with running.outside():
+            return self._attention(*qkv, **how)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from roundoff.operators.attention.operands import shared_heads
 from roundoff.operators.attention.operator import call_of
 from roundoff.operators.protocol import Outputs, Problem
 
-__all__ = ["CPU_FLASH", "CUDA_CUDNN", "CUDA_EFFICIENT", "CUDA_FLASH", "MATH", "MATH_REDUCED"]
+__all__ = [
+    "CPU_FLASH",
+    "CUDA_CUDNN",
+    "CUDA_EFFICIENT",
+    "CUDA_FLASH",
+    "MATH",
+    "MATH_REDUCED",
+    "kernel_chosen",
+]
 
 _PROOF = "aten::_scaled_dot_product_"
 
@@ -43,6 +52,22 @@ def _sdpa(name: str, backend: SDPBackend, *, reduced: bool = False) -> Bind:
         return with_gradients(name, call, leaves, stored.get("dout"))
 
     return bind
+
+
+def kernel_chosen(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool, scale: float
+) -> str | None:
+    """The kernel that torch itself would take; None where it is not one of these."""
+    library: Any = torch
+    gqa = q.shape[1] != k.shape[1]
+    found = library._fused_sdp_choice(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
+    flash = "torch-cpu-flash" if q.device.type == "cpu" else "torch-cuda-flash"
+    kernels = {
+        SDPBackend.MATH: "torch-math",
+        SDPBackend.EFFICIENT_ATTENTION: "torch-cuda-efficient",
+        SDPBackend.FLASH_ATTENTION: flash,
+    }
+    return kernels.get(SDPBackend(found))
 
 
 @contextlib.contextmanager

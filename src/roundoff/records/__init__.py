@@ -3,6 +3,16 @@
 from roundoff.records.cell import Cell, SubjectName
 from roundoff.records.environment import Environment
 from roundoff.records.measurement import SCHEMA, Measurement
+from roundoff.records.reading import Finding, Reading
 from roundoff.records.verdict import Verdict
 
-__all__ = ["SCHEMA", "Cell", "Environment", "Measurement", "SubjectName", "Verdict"]
+__all__ = [
+    "SCHEMA",
+    "Cell",
+    "Environment",
+    "Finding",
+    "Measurement",
+    "Reading",
+    "SubjectName",
+    "Verdict",
+]

@@ -9,13 +9,14 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from roundoff.formats import Format
 from roundoff.operators.arithmetic import plain_arithmetic
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.operands import shared_heads
 
-__all__ = ["tied_share"]
+__all__ = ["at_one", "tied_share"]
 
 MOST_ROWS, HELD, KEYS = 64, 2**22, 2**12
 """Rows of a head that are looked at, scores held at a time, keys converted at a time."""
@@ -39,16 +40,20 @@ def tied_share(call: Call, format: Format) -> float:
     seen = (largest > -math.inf).squeeze(-1)
     if not seen.any() or not largest[seen].isfinite().all():
         return math.nan
+    return (at_one(s, largest, format).sum(-1) > 1)[seen].double().mean().item()
+
+
+def at_one(s: Tensor, largest: Tensor, format: Format) -> Tensor:
+    """Where exp(S - m), rounded to `format`, is 1: at m, and at scores very near to it."""
     # Below 1 numbers are eps / 2 apart, and the tie between 1 and the next goes to 1.
-    near = s - largest >= math.log1p(-format.eps / 4)
-    return (near.sum(-1) > 1)[seen].double().mean().item()
+    return s - largest >= math.log1p(-format.eps / 4)
 
 
 def _parts(keys: int) -> list[slice]:
     return [slice(at, min(at + KEYS, keys)) for at in range(0, keys, KEYS)]
 
 
-def _scores(call: Call, keys: slice) -> torch.Tensor:
+def _scores(call: Call, keys: slice) -> Tensor:
     k = shared_heads(call.k[..., keys, :].double(), call.q.shape[1])
     s = call.q[..., call.rows, :].double() @ k.transpose(-1, -2) * call.scale
     return call.mask.apply(s, call.rows, keys, call.lengths)

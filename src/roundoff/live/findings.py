@@ -1,0 +1,79 @@
+"""What stands out among readings: the first module with a NaN, and heads beyond their recipe."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from roundoff.live.watch import Watch
+from roundoff.records import Finding, Reading
+
+__all__ = ["Findings"]
+
+IN_A_ROW = 2
+"""Samples in a row beyond the limit before a head is found: one may have met short rows only."""
+
+TELLING = {"nonfinite", "amax"}
+"""Values that say whether there is a NaN or an infinity."""
+
+
+def bad_in(reading: Reading) -> bool:
+    """Whether there is a NaN or an infinity in what was read."""
+    amax = reading.values.get("amax", 0.0)
+    return bool(reading.values.get("nonfinite")) or not math.isfinite(amax)
+
+
+class Findings:
+    """Looks at the readings of one sampled step after the other; `found` has each thing once."""
+
+    def __init__(self, watches: Mapping[str, Sequence[Watch]]) -> None:
+        self.found: list[Finding] = []
+        limits = [w.limit for w in watches.get("attention", ())]
+        self._limit = min(limits, default=float("inf"))
+        self._beyond: Counter[tuple[str, str]] = Counter()
+        self._known: set[tuple[str, str]] = set()
+
+    def look(self, step: int, readings: Sequence[Reading]) -> list[Finding]:
+        """What these readings add."""
+        fresh = [*self._nonfinite(step, readings)]
+        for reading in readings:
+            if reading.of == "attention":
+                fresh.extend(self._of_head(step, reading))
+        self.found.extend(fresh)
+        return fresh
+
+    def _nonfinite(self, step: int, readings: Sequence[Reading]) -> list[Finding]:
+        """Of each kind the first, in the order in which things ran; again once all is finite."""
+        found: list[Finding] = []
+        for of in dict.fromkeys(reading.of for reading in readings):
+            counts = [(r, bad_in(r)) for r in readings if r.of == of and r.values.keys() & TELLING]
+            bad = next((r for r, is_bad in counts if is_bad), None)
+            key = ("nonfinite", of)
+            if bad is None and counts:
+                self._known.discard(key)
+            elif bad is not None and key not in self._known:
+                self._known.add(key)
+                why = f"the first of the {of} with NaN or infinity"
+                found.append(Finding(step, "nonfinite", bad.name, why, values=dict(bad.values)))
+        return found
+
+    def _of_head(self, step: int, reading: Reading) -> list[Finding]:
+        found: list[Finding] = []
+        for name, value in reading.values.items():
+            if not name.endswith("ratio"):
+                continue
+            key = (reading.place, name)
+            # A NaN is no ratio: it is found by what made it.
+            self._beyond[key] = self._beyond[key] + 1 if value > self._limit else 0
+            if self._beyond[key] == IN_A_ROW and key not in self._known:
+                self._known.add(key)
+                output = name.removesuffix("ratio").rstrip("_") or "out"
+                why = f"error of {output} is {value:.3g} times what its recipe predicts"
+                found.append(
+                    Finding(
+                        step, "deviation", reading.name, why,
+                        head=reading.head, values={name: value},
+                    )
+                )  # fmt: skip
+        return found

@@ -1,0 +1,1 @@
+"""Callbacks that attach a monitor to somebody's trainer, one file each."""
