@@ -121,6 +121,16 @@ class Monitor:
 
     # -- the clock
 
+    def at(self, step: int) -> None:
+        """The step that comes is `step`: said by a trainer that counts what a scaler skips too."""
+        if step == self.step:
+            return
+        self.skipped += bool(self._awake)
+        self._drop()
+        self.step = step
+        if any(source.watch.samples(step) for source in self._sources):
+            self._begin()
+
     def _begin(self) -> None:
         """Wake the sources that sample the step that comes."""
         self._awake = [s for s in self._sources if s.watch.samples(self.step)]
@@ -167,10 +177,11 @@ class Monitor:
         if merged is None:
             return
         self.readings = _readings(self.step, merged)
-        for finding in self._limits.look(self.step, self.readings):
+        found = self._limits.look(self.step, self.readings)
+        for finding in found:
             _LOG.warning("%s", finding)
         for sink in [*self._sinks]:
-            self._guarded(sink, lambda s=sink: s.write(self.step, self.readings))
+            self._guarded(sink, lambda s=sink: s.write(self.step, self.readings, found))
 
     def _drop(self) -> None:
         self._unhook()
