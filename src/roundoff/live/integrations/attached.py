@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,9 +41,9 @@ class Attached:
     ) -> None:
         """Begin to watch; `compiled` says that what runs is the graph of `model` as a whole."""
         self.detach()  # where a training before has failed
-        whole: nn.Module = torch.compile(model) if compiled else model
+        compile: Any = torch.compile
         self.monitor = Monitor(
-            whole,
+            compile(model) if compiled else model,
             optimizer,
             watch=self._watch,
             every=self._every,
