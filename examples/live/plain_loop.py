@@ -11,7 +11,7 @@ import roundoff
 
 def train(steps=160, start=100, every=5):
     task, planted = build(start)
-    watch = [roundoff.Watch(of="attention", every=every)]
+    watch = [roundoff.Watch(of="attention", probes=("deviation",), every=every)]
     with roundoff.Monitor(task.model, task.optimizer, watch=watch) as monitor:
         for step in range(steps):
             planted.step = step

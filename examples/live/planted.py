@@ -57,7 +57,5 @@ def options():
 
 
 def say(monitor):
-    """What was found."""
-    for finding in monitor.findings:
-        print(finding)
-    print(f"{len(monitor.findings)} findings in {monitor.step} steps")
+    """How much was found; what it is, the monitor's logger has said at its step."""
+    print(f"{len(monitor.findings)} found in {monitor.step} steps")

@@ -18,8 +18,8 @@ from roundoff.records import Finding, Reading
 __all__ = ["Terminal"]
 
 WIDTH = 100
-COLUMNS = ("ratio", "dq_ratio", "dk_ratio", "dv_ratio", "rmse", "gain", "entropy", "logit_max")
-"""What is shown of a head, if it was measured."""
+SHOWN = ("rmse", "gain", "entropy", "logit_max")
+"""What is shown of a head beside its largest ratio, if it was measured."""
 
 
 class Terminal:
@@ -104,19 +104,28 @@ def _maximum(values: Iterable[float]) -> float:
 
 
 def _of_heads(readings: Sequence[Reading]) -> Table:
-    columns = [c for c in COLUMNS if any(c in r.values for r in readings)]
-    table = _table(["worst heads"], numbers=columns)
+    shown = [name for name in SHOWN if any(name in r.values for r in readings)]
+    table = _table(["worst heads"], numbers=["ratio", "of", *shown])
     for reading in readings:
-        numbers = (_text(reading.values[c]) if c in reading.values else "" for c in columns)
-        table.add_row(Text(reading.place), *numbers)
+        of, ratio = _ratio(reading)
+        numbers = (_text(reading.values[n]) if n in reading.values else "" for n in shown)
+        table.add_row(Text(reading.place), _text(ratio) if of else "", of, *numbers)
     return table
 
 
 def _worst(reading: Reading) -> tuple[bool, float]:
     """Sorts heads whose error is NaN first, then by the largest ratio."""
-    broken = math.isnan(reading.values.get("rmse", 0.0))
-    ratios = [v for n, v in reading.values.items() if n.endswith("ratio") and not math.isnan(v)]
-    return not broken, -max(ratios, default=-math.inf)
+    return not math.isnan(reading.values.get("rmse", 0.0)), -_ratio(reading)[1]
+
+
+def _ratio(reading: Reading) -> tuple[str, float]:
+    """The output with the largest ratio to what its recipe predicts; one that is NaN is none."""
+    found = {
+        name.removesuffix("ratio").rstrip("_") or "out": value
+        for name, value in reading.values.items()
+        if name.endswith("ratio") and not math.isnan(value)
+    }
+    return max(found.items(), key=lambda one: one[1], default=("", -math.inf))
 
 
 def _table(texts: Sequence[str], *, numbers: Sequence[str] = ()) -> Table:
@@ -124,7 +133,7 @@ def _table(texts: Sequence[str], *, numbers: Sequence[str] = ()) -> Table:
     for column in texts:
         table.add_column(column, overflow="fold")
     for column in numbers:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
