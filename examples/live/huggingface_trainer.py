@@ -38,7 +38,9 @@ class Step(TrainerCallback):
 
 def train(steps=160, start=100, every=5):
     task, planted = build(start)
-    watching = MonitorCallback(watch=[roundoff.Watch(of="attention", probes=("deviation",), every=every)])
+    watching = MonitorCallback(
+        watch=[roundoff.Watch(of="attention", probes=("deviation",), every=every)]
+    )
     with tempfile.TemporaryDirectory() as folder:
         how = TrainingArguments(
             folder, max_steps=steps, per_device_train_batch_size=16, use_cpu=True,

@@ -28,7 +28,9 @@ class Module(pl.LightningModule):
 
 def train(steps=160, start=100, every=5):
     task, planted = build(start)
-    watching = MonitorCallback(watch=[roundoff.Watch(of="attention", probes=("deviation",), every=every)])
+    watching = MonitorCallback(
+        watch=[roundoff.Watch(of="attention", probes=("deviation",), every=every)]
+    )
     trainer = pl.Trainer(
         max_steps=steps, accelerator="cpu", devices=1, callbacks=[watching], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

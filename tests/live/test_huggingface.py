@@ -12,7 +12,17 @@ from roundoff.live.integrations.attached import Attached
 from roundoff.live.watch import Watch
 from roundoff.store import Run
 
-from .trainers import ALL, STEPS, example, finds_the_planted_head, left, llama, rows, same, untouched
+from .trainers import (
+    ALL,
+    STEPS,
+    example,
+    finds_the_planted_head,
+    left,
+    llama,
+    rows,
+    same,
+    untouched,
+)
 
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
@@ -128,7 +138,7 @@ def test_what_a_compiled_model_hides_is_left_out_or_refused():
 
 
 def test_copies_of_a_model_are_refused():
-    with pytest.raises(UnsupportedError, match="trains on 2 GPUs.*start it by torchrun"):
+    with pytest.raises(UnsupportedError, match=r"trains on 2 GPUs.*start it by torchrun"):
         attached(MonitorCallback(), n_gpu=2)
 
 

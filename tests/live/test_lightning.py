@@ -10,7 +10,17 @@ from roundoff.errors import UnsupportedError
 from roundoff.live.integrations.attached import Attached
 from roundoff.live.watch import Watch
 
-from .trainers import ALL, STEPS, example, finds_the_planted_head, left, llama, rows, same, untouched
+from .trainers import (
+    ALL,
+    STEPS,
+    example,
+    finds_the_planted_head,
+    left,
+    llama,
+    rows,
+    same,
+    untouched,
+)
 
 pl = pytest.importorskip("lightning.pytorch")
 pytest.importorskip("transformers")

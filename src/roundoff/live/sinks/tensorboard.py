@@ -5,8 +5,8 @@ torch's SummaryWriter writes in a thread, where a full disk ends in a traceback 
 
 from __future__ import annotations
 
+import importlib
 import os
-import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from roundoff.records import Finding, Reading
-from roundoff.registry import require
+from roundoff.registry import load, require
 from roundoff.store.disk import AppendFile, check_writable, disk_errors
 
 __all__ = ["TensorBoard"]
@@ -28,6 +28,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: str | Path) -> None:
+        require("tensorboard", extra="live", purpose="the sink TensorBoard")
         self._folder = Path(folder)
         self._events = _proto("event")
         self._values = _proto("summary")
@@ -60,8 +61,11 @@ class TensorBoard:
     def _opened(self) -> AppendFile:
         with disk_errors("write", self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        host = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        file = AppendFile(self._folder / f"events.out.tfevents.{time.time():010.0f}.{host}")
+        now = time.time_ns()  # TensorBoard reads files by their name, one after the other
+        here = f"{socket.gethostname()}.{os.getpid()}"
+        file = AppendFile(
+            self._folder / f"events.out.tfevents.{now // 10**9}.{now % 10**9:09}.{here}"
+        )
         first = self._events.Event(wall_time=time.time(), file_version="brain.Event:2")
         _record_writer(file).write(first.SerializeToString())
         return file
@@ -75,12 +79,8 @@ class TensorBoard:
 
 
 def _proto(name: str) -> Any:
-    return _of_tensorboard(f"compat.proto.{name}_pb2")
+    return importlib.import_module(f"tensorboard.compat.proto.{name}_pb2")
 
 
 def _record_writer(file: AppendFile) -> Any:
-    return _of_tensorboard("summary.writer.record_writer").RecordWriter(file)
-
-
-def _of_tensorboard(module: str) -> Any:
-    return require(f"tensorboard.{module}", extra="live", purpose="the sink TensorBoard")
+    return load("tensorboard.summary.writer.record_writer:RecordWriter")(file)

@@ -42,8 +42,8 @@ class Terminal:
         if not self._live.console.is_terminal:
             self._live.console.print(seen)
             return
-        self._live.update(seen, refresh=True)
         self._live.start()
+        self._live.update(seen, refresh=True)
 
     def close(self) -> None:
         """Leave the last table where it is."""
