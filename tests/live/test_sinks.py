@@ -121,7 +121,7 @@ def test_a_table_in_a_terminal_stays_in_place(monkeypatch):
     sink.close()
     assert (sys.stdout, sys.stderr) == before
     shown = screen(file.getvalue())
-    assert [line for line in shown if line.startswith("step ")][0] == "step 4"
+    assert next(line for line in shown if line.startswith("step ")) == "step 4"
     assert sum("tensors" in line for line in shown) == 1
     assert max(map(len, shown)) <= 70
 

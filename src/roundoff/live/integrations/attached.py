@@ -41,9 +41,9 @@ class Attached:
     ) -> None:
         """Begin to watch; `compiled` says that what runs is the graph of `model` as a whole."""
         self.detach()  # where a training before has failed
-        compile: Any = torch.compile
+        library: Any = torch
         self.monitor = Monitor(
-            compile(model) if compiled else model,
+            library.compile(model) if compiled else model,
             optimizer,
             watch=self._watch,
             every=self._every,
