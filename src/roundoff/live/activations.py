@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from roundoff.live.sources import Seen, in_backward
+from roundoff.live.sources import Safely, Seen, in_backward
 from roundoff.live.watch import Watch
 from roundoff.metrics.probes import Probe, observe, tensor_probe
 
@@ -20,6 +21,7 @@ class Activations:
 
     def __init__(self, watch: Watch, root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
         self.watch, self._root = watch, root
+        self.safely: Safely = contextlib.nullcontext
         self._modules = {name: modules[name] for name in watch.chosen(modules)}
         self._probes: list[Probe[Tensor]] = [
             tensor_probe(name, watch.format) for name in watch.measured
@@ -54,10 +56,10 @@ class Activations:
             if torch.compiler.is_compiling() or in_backward() or not self._root.training:
                 return
             states = self._states.setdefault(name, [None] * len(self._probes))
-            with torch.no_grad():
+            with self.safely(), torch.no_grad():
                 for tensor in _floats(output):
                     states = observe(self._probes, states, tensor)
-            self._states[name] = states
+                self._states[name] = states
 
         return look
 

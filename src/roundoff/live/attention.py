@@ -14,7 +14,7 @@ from roundoff.formats import FORMATS
 from roundoff.intercept.doors import watching_doors
 from roundoff.intercept.running import Told, watching
 from roundoff.kernels.torch_sdpa import recipe_chosen
-from roundoff.live.sources import Seen, in_backward
+from roundoff.live.sources import Safely, Seen, in_backward
 from roundoff.live.watch import Watch
 from roundoff.operators.attention.backward import Gradients
 from roundoff.operators.attention.call import Call
@@ -40,13 +40,13 @@ class _Kept:
     out: Tensor
     dout: Tensor | None = None
 
-    def listen(self, out: Tensor) -> None:
+    def listen(self, out: Tensor, safely: Safely) -> None:
         """Keep the upstream gradient of the rows, once it comes by."""
         if not out.requires_grad:
             return
 
         def keep(gradient: Tensor) -> None:
-            with torch.no_grad():
+            with safely(), torch.no_grad():
                 self.dout = _sequence(gradient, self.sequence)[:, :, self.rows].clone()
 
         tensor: Any = out
@@ -63,6 +63,7 @@ class Attention:
         self, watch: Watch, root: nn.Module, modules: Mapping[str, nn.Module], *, seed: int = 0
     ) -> None:
         self.watch, self._root, self._seed = watch, root, seed
+        self.safely: Safely = contextlib.nullcontext
         chosen = watch.chosen(modules)
         self._names = {modules[name]: name for name in chosen}
         self.places: dict[str, None] = {}
@@ -105,6 +106,10 @@ class Attention:
         self._kept = {}
 
     def _watch(self, module: nn.Module, told: Told) -> None:
+        with self.safely():
+            self._look(module, told)
+
+    def _look(self, module: nn.Module, told: Told) -> None:
         name = self._names.get(module)
         if name is None or not self._root.training:
             return
@@ -115,9 +120,11 @@ class Attention:
             room = len(self._kept) < self.watch.layers
             if room and (name in self._wanted or (fresh and not self._wanted)):
                 kept = self._kept[name] = self._keep(told)
-                kept.listen(told.out)
+                kept.listen(told.out, self.safely)
         elif kept is not None and in_backward() and not kept.told.out.requires_grad:
-            kept.listen(told.out)  # a reentrant checkpoint runs this call again, with a graph
+            kept.listen(
+                told.out, self.safely
+            )  # a reentrant checkpoint runs this call again, with a graph
 
     def _keep(self, told: Told) -> _Kept:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -12,6 +13,15 @@ __all__ = ["Findings"]
 
 IN_A_ROW = 2
 """Samples in a row beyond the limit before a head is found: one may have met short rows only."""
+
+TELLING = {"nonfinite", "amax"}
+"""Values that say whether there is a NaN or an infinity."""
+
+
+def bad_in(reading: Reading) -> bool:
+    """Whether there is a NaN or an infinity in what was read."""
+    amax = reading.values.get("amax", 0.0)
+    return bool(reading.values.get("nonfinite")) or not math.isfinite(amax)
 
 
 class Findings:
@@ -37,15 +47,14 @@ class Findings:
         """Of each kind the first, in the order in which things ran; again once all is finite."""
         found: list[Finding] = []
         for of in dict.fromkeys(reading.of for reading in readings):
-            counts = [r for r in readings if r.of == of and "nonfinite" in r.values]
-            bad = next((r for r in counts if r.values["nonfinite"]), None)
+            counts = [(r, bad_in(r)) for r in readings if r.of == of and r.values.keys() & TELLING]
+            bad = next((r for r, is_bad in counts if is_bad), None)
             key = ("nonfinite", of)
             if bad is None and counts:
                 self._known.discard(key)
             elif bad is not None and key not in self._known:
                 self._known.add(key)
-                many = int(bad.values["nonfinite"])
-                why = f"first of the {of} with NaN or infinity ({many} elements)"
+                why = f"the first of the {of} with NaN or infinity"
                 found.append(Finding(step, "nonfinite", bad.name, why, values=dict(bad.values)))
         return found
 

@@ -7,33 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from roundoff.errors import UnsupportedError, UsageError, in_one_line
-from roundoff.live.activations import Activations
-from roundoff.live.attention import Attention
+from roundoff.errors import UnsupportedError, in_one_line
 from roundoff.live.compiled import compiled_names
 from roundoff.live.findings import Findings
 from roundoff.live.ranks import Ranks
+from roundoff.live.setup import INSIDE, check, root_of, sources_of, watches_of
 from roundoff.live.sinks import Sink, sink_at
-from roundoff.live.sources import Seen, Source, Tensors
-from roundoff.live.watch import DEFAULT, Watch, load_watches
+from roundoff.live.sources import Seen, Source, is_first
+from roundoff.live.watch import Watch
 from roundoff.records import Finding, Reading
-from roundoff.state.wrappers import unwrapped_name
+from roundoff.state.random_states import undrawn
 
 __all__ = ["Monitor"]
 
 _LOG = logging.getLogger("roundoff")
-_INSIDE = ("activations", "attention")
-"""Kinds that are seen by hooks in the model."""
 
 
 class Monitor:
@@ -73,20 +70,24 @@ class Monitor:
         seed: int = 0,
         first_step: int = 0,
     ) -> None:
-        _check(model, optimizer)
+        check(model, optimizer)
         self.step, self.skipped = first_step, 0
         self.readings: list[Reading] = []
-        self._root, watches = _root(model), _watches(watch, every)
+        self._root, watches = root_of(model), watches_of(watch, every)
         hidden = compiled_names(self._root, model)
-        self._sources = _sources(
+        self._sources = sources_of(
             self._root, optimizer, watches, hidden, seed=seed, given=watch is not None
         )
+        for source in self._sources:
+            source.safely = partial(self._safely, source)
         self._limits = Findings({"attention": [w for w in watches if w.of == "attention"]})
-        self._sinks = [sink_at(to)] if isinstance(to, str | Path) else [*to]
         self._ranks = Ranks()
+        writes = is_first()
+        self._sinks = ([sink_at(to)] if writes else []) if isinstance(to, str | Path) else [*to]
         self._awake: list[Source] = []
         self._optimizer = optimizer
         self._forward: Any = None
+        self._led = False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._stepped),
@@ -116,13 +117,18 @@ class Monitor:
             hook.remove()
         self._hooks = []
         for sink in self._sinks:
-            self._guarded(sink, sink.close)
+            with self._safely(sink):
+                sink.close()
         self._sinks = []
 
     # -- the clock
 
     def at(self, step: int) -> None:
-        """The step that comes is `step`: said by a trainer that counts what a scaler skips too."""
+        """The step that comes is `step`: said by a trainer that counts what a scaler skips too.
+
+        It may call parts of the model only, as Lightning does, and knows what is compiled.
+        """
+        self._led = True
         if step == self.step:
             return
         self.skipped += bool(self._awake)
@@ -134,11 +140,12 @@ class Monitor:
     def _begin(self) -> None:
         """Wake the sources that sample the step that comes."""
         self._awake = [s for s in self._sources if s.watch.samples(self.step)]
-        if any(source.watch.of in _INSIDE for source in self._awake):
+        self._forwards = 0
+        if any(source.watch.of in INSIDE for source in self._awake):
             self._forward = self._root.register_forward_pre_hook(self._forward_begins)
-            self._forwards = 0
         for source in [*self._awake]:
-            self._guarded(source, lambda s=source: s.begin(self.step))
+            with self._safely(source):
+                source.begin(self.step)
 
     def _forward_begins(self, *_: Any) -> None:
         """Forget a step that was not to be: its gradients have been dropped without an update."""
@@ -149,12 +156,14 @@ class Monitor:
             self.skipped += 1
             self._forwards = 1
             for source in [*self._awake]:
-                self._guarded(source, source.drop)
-                self._guarded(source, lambda s=source: s.begin(self.step))
+                with self._safely(source):
+                    source.drop()
+                    source.begin(self.step)
 
     def _before_update(self, *_: Any) -> None:
         for source in [*self._awake]:
-            self._guarded(source, source.before_update)
+            with self._safely(source):
+                source.before_update()
 
     def _stepped(self, *_: Any) -> None:
         """The optimizer has stepped: take in what was seen, and see what comes."""
@@ -166,10 +175,22 @@ class Monitor:
 
     def _take(self) -> None:
         seen, awake, self._awake = Seen(), self._awake, []
+        unseen = self._forward is not None and not self._forwards and not self._led
         self._unhook()
-        for source in awake:
-            self._guarded(source, lambda s=source: s.end(seen))
-        self._guarded(self._ranks, lambda: self._read(seen))
+        with undrawn():
+            for source in awake:
+                with self._safely(source):
+                    self._end(source, seen, unseen=unseen)
+            with self._safely(self._ranks):
+                self._read(seen)
+
+    def _end(self, source: Source, seen: Seen, *, unseen: bool) -> None:
+        if unseen and source.watch.of in INSIDE:
+            raise UnsupportedError(
+                "the model was never called as a module: it runs inside a torch.compile graph, "
+                "where watching would make another graph; give the monitor the compiled model"
+            )
+        source.end(seen)
 
     def _read(self, seen: Seen) -> None:
         """One transfer, one meeting of the ranks; then it is numbers."""
@@ -181,12 +202,14 @@ class Monitor:
         for finding in found:
             _LOG.warning("%s", finding)
         for sink in [*self._sinks]:
-            self._guarded(sink, lambda s=sink: s.write(self.step, self.readings, found))
+            with self._safely(sink):
+                sink.write(self.step, self.readings, found)
 
     def _drop(self) -> None:
         self._unhook()
         for source in self._awake:
-            self._guarded(source, source.drop)
+            with self._safely(source):
+                source.drop()
         self._awake = []
 
     def _unhook(self) -> None:
@@ -194,91 +217,26 @@ class Monitor:
             self._forward.remove()
             self._forward = None
 
-    def _guarded(self, part: Any, call: Any) -> None:
-        """Run a part of the monitor; one that fails is switched off, and the training goes on."""
+    @contextlib.contextmanager
+    def _safely(self, part: Source | Sink | Ranks) -> Generator[None]:
+        """What fails inside is switched off, with one warning, and the training goes on."""
         try:
-            call()
+            yield
         except Exception as error:
             self._switch_off(part)
-            what = part.watch.of if hasattr(part, "watch") else type(part).__name__
+            what = type(part).__name__ if isinstance(part, Ranks | Sink) else part.watch.of
             _LOG.warning(
                 "monitor: %s failed and is switched off; the training goes on (%s)",
                 what, in_one_line(error),
             )  # fmt: skip
 
     def _switch_off(self, part: Any) -> None:
-        for parts in (self._sources, self._awake, self._sinks):
+        lists: tuple[list[Any], ...] = (self._sources, self._awake, self._sinks)
+        for parts in lists:
             if part in parts:
                 parts.remove(part)
         with contextlib.suppress(Exception):
             (part.drop if hasattr(part, "drop") else part.close)()
-
-
-def _check(model: nn.Module, optimizer: Optimizer) -> None:
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise UsageError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(optimizer, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
-        kind = type(optimizer).__name__
-        raise UsageError(f"optimizer is a {kind}; expected a torch.optim.Optimizer")
-    mine = {id(p) for p in model.parameters()}
-    if not any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-        raise UsageError(
-            "the optimizer holds no parameter of the model; expected the one it trains"
-        )
-
-
-def _root(model: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel and torch.compile's wrapper."""
-    if isinstance(model, DistributedDataParallel):
-        return _root(cast(Any, model).module)
-    compiled: Any = getattr(model, "_orig_mod", None)
-    return model if compiled is None else _root(compiled)
-
-
-def _watches(watch: Sequence[Watch] | str | Path | None, every: int | None) -> list[Watch]:
-    """The watches that were asked for; `every` is that of the default ones."""
-    if watch is None:
-        own = {} if every is None else {"every": every}
-        return [Watch(**{**w.model_dump(), **own}) for w in DEFAULT]
-    if every is not None:
-        raise UsageError(f"every={every} beside watch; give each Watch an `every` of its own")
-    found = load_watches(watch) if isinstance(watch, str | Path) else list(watch)
-    if not found:
-        raise UsageError("watch is empty; expected at least one Watch, or None for the default")
-    return found
-
-
-def _sources(
-    root: nn.Module, optimizer: Optimizer, watches: list[Watch], hidden: set[str],
-    *, seed: int, given: bool,
-) -> list[Source]:  # fmt: skip
-    """A source for each watch; by default, what a compiled model hides is left out, and said."""
-    found: list[Source] = []
-    for watch in watches:
-        if watch.of not in _INSIDE:
-            found.append(Tensors(watch, root, optimizer))
-            continue
-        modules = _named_modules(root)
-        inside = [name for name in watch.chosen(modules) if name in hidden]
-        if inside and given:
-            raise UnsupportedError(
-                f"{watch.of} of {inside[0]!r} cannot be watched: it runs inside a torch.compile "
-                "graph, and watching would make that another graph; watch gradients, parameters, "
-                "updates or moments, or a model that is not compiled"
-            )
-        if inside:
-            _LOG.warning("monitor: %s are left out: the model is compiled", watch.of)
-        elif watch.of == "activations":
-            found.append(Activations(watch, root, modules))
-        else:
-            found.append(Attention(watch, root, modules, seed=seed))
-    return found
-
-
-def _named_modules(root: nn.Module) -> dict[str, nn.Module]:
-    """The modules by their names without wrappers; the root is called `model`."""
-    named: Any = root.named_modules
-    return {unwrapped_name(name) or "model": module for name, module in named()}
 
 
 def _readings(step: int, merged: Seen) -> list[Reading]:

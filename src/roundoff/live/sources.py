@@ -6,7 +6,8 @@ A source lives for the monitor's life and is awake for one step at a time: `begi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +20,11 @@ from roundoff.live.watch import Watch
 from roundoff.metrics.probes import Probe, observe, tensor_probe
 from roundoff.state.wrappers import unwrapped_name
 
-__all__ = ["Key", "Seen", "Source", "Tensors", "in_backward", "is_first", "named_weights"]
+__all__ = ["Key", "Safely", "Seen", "Source", "Tensors", "in_backward", "is_first", "named_weights"]
+
+
+Safely = Callable[[], contextlib.AbstractContextManager[None]]
+"""A block whose errors end the source, and not the training."""
 
 
 class Key(NamedTuple):
@@ -50,9 +55,10 @@ class Seen:
 
 
 class Source(Protocol):
-    """What is watched of a kind."""
+    """What is watched of a kind; what its hooks do, they do `safely`."""
 
     watch: Watch
+    safely: Safely
 
     def begin(self, step: int) -> None:
         """A sampled step begins."""
@@ -92,6 +98,7 @@ class Tensors:
 
     def __init__(self, watch: Watch, model: nn.Module, optimizer: Optimizer) -> None:
         self.watch, self._optimizer = watch, optimizer
+        self.safely: Safely = contextlib.nullcontext
         weights = named_weights(model)
         self._weights = {name: weights[name] for name in watch.chosen(weights)}
         self._probes = [tensor_probe(name, watch.format) for name in watch.measured]

@@ -21,7 +21,7 @@ Of = Literal["parameters", "gradients", "updates", "moments", "activations", "at
 EVERY = 100
 """Steps from one sampled step to the next, unless it is said otherwise."""
 
-_USUAL = ("norm", "amax", "nonfinite")
+_USUAL = ("norm", "amax")
 
 
 class Watch(BaseModel):
@@ -51,7 +51,7 @@ class Watch(BaseModel):
     start: int = Field(0, ge=0)
     stop: int | None = None
     rows: int = Field(16, ge=1)
-    layers: int = Field(4, ge=1)
+    layers: int = Field(1, ge=1)
     limit: float = Field(4.0, gt=1)
 
     def __init__(self, **values: Any) -> None:
@@ -97,7 +97,7 @@ class Watch(BaseModel):
 DEFAULT: tuple[Watch, ...] = (
     Watch(of="gradients"),
     Watch(of="parameters"),
-    Watch(of="activations", probes=("amax", "nonfinite")),
+    Watch(of="activations", probes=("amax",)),
     Watch(of="attention"),
 )
 """What a monitor watches unless it is told otherwise."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ __all__ = ["FORMAT_PROBES", "PROBES", "Probe", "observe", "tensor_probe"]
 
 X = TypeVar("X")
 BLOCK = {"cpu": 2**18}
-"""Elements that are converted to float64 at a time; elsewhere as many as `LARGE`."""
+"""Elements that are read at a time; elsewhere as many as `LARGE`."""
 LARGE = 2**24
 
 
@@ -80,25 +80,33 @@ def tensor_probe(name: str, format: str | Format | None = None) -> Probe[Tensor]
 def observe(
     probes: list[Probe[Tensor]], states: list[Tensor | None], x: Tensor
 ) -> list[Tensor | None]:
-    """The states of all probes after `x`, which is converted to float64 once, a block at a time."""
+    """The states of all probes after `x`, a block at a time: some need copies in float64."""
     x = x.detach()
     for block in blocks(tuple(x.shape), BLOCK.get(x.device.type, LARGE)):
-        wide = x[block.where].double()
-        states = [probe.update(s, wide) for probe, s in zip(probes, states, strict=True)]
+        part = x[block.where]
+        states = [probe.update(s, part) for probe, s in zip(probes, states, strict=True)]
     return states
 
 
-def _columns(*columns: Tensor | int) -> Tensor:
-    """One state of numbers; a plain number goes to the device of the others."""
-    like = next(c for c in columns if isinstance(c, Tensor))
-    return torch.stack([torch.as_tensor(c, device=like.device).double() for c in columns])
+def _counted(total: Tensor, x: Tensor) -> Tensor:
+    """A state of two columns: a total, and the number of elements."""
+    total = total.double().reshape(1)
+    return torch.cat([total, total.new_full((1,), x.numel())])
+
+
+def _size(x: Tensor, order: float) -> Tensor:
+    """The norm of that order, in float64; a NaN stays, and no elements have 0."""
+    if not x.numel():
+        return x.new_zeros(1, dtype=torch.float64)
+    library: Any = torch.linalg
+    return library.vector_norm(x, order, dtype=torch.float64).reshape(1)
 
 
 def _share(name: str, doc: str, of: Callable[[Tensor], Tensor]) -> Probe[Tensor]:
     """The share of elements of which `of` is true; NaN where there is none."""
     return Probe[Tensor](
         name, doc,
-        lambda x: _columns(of(x).sum(), x.numel()),
+        lambda x: _counted(of(x).sum(), x),
         lambda s: {name: s[..., 0] / s[..., 1]},
     )  # fmt: skip
 
@@ -108,24 +116,24 @@ PROBES: dict[str, Probe[Tensor]] = {
     for probe in (
         Probe[Tensor](
             "norm", "root of the sum of squares",
-            lambda x: _columns(x.square().sum()),
+            lambda x: _size(x, 2).square(),
             lambda s: {"norm": s[..., 0].sqrt()},
         ),
         Probe[Tensor](
             "amax", "largest size of an element",
-            lambda x: _columns(x.abs().amax() if x.numel() else x.new_zeros(())),
+            lambda x: _size(x, math.inf),
             lambda s: {"amax": s[..., 0]},
             peaks=1,
         ),
         Probe[Tensor](
             "mean", "mean of the elements",
-            lambda x: _columns(x.sum(), x.numel()),
+            lambda x: _counted(x.sum(dtype=torch.float64), x),
             lambda s: {"mean": s[..., 0] / s[..., 1]},
         ),
         _share("zeros", "share of elements that are 0", lambda x: x == 0),
         Probe[Tensor](
             "nonfinite", "number of elements that are NaN or infinite",
-            lambda x: _columns(torch.isfinite(x).logical_not().sum()),
+            lambda x: torch.isfinite(x).logical_not().sum().double().reshape(1),
             lambda s: {"nonfinite": s[..., 0]},
         ),
     )
@@ -136,17 +144,18 @@ def _underflow(format: Format) -> Probe[Tensor]:
     half = format.smallest_subnormal / 2  # a tie goes to the even neighbour, which is 0
     return _share(
         f"underflow_{format.name}", "share of elements that are not 0 and round to it",
-        lambda x: (x != 0) & (x.abs() <= half),
+        lambda x: (x != 0) & (x.double().abs() <= half),
     )  # fmt: skip
 
 
 def _overflow(format: Format) -> Probe[Tensor]:
-    top, spacing = format.max, math.ldexp(1.0, format.emax - format.mantissa_bits)
-    odd = (top / spacing) % 2 == 1  # then a tie goes to what lies beyond
+    spacing = math.ldexp(1.0, format.emax - format.mantissa_bits)
+    half = format.max + spacing / 2
+    odd = (format.max / spacing) % 2 == 1  # then a tie goes to what lies beyond
+    beyond = torch.ge if odd else torch.gt
     return _share(
         f"overflow_{format.name}", "share of finite elements that round beyond the largest",
-        lambda x: torch.isfinite(x) & ((x.abs() >= top + spacing / 2) if odd
-                                  else (x.abs() > top + spacing / 2)),
+        lambda x: torch.isfinite(x) & beyond(x.double().abs(), half),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from roundoff.records import Finding, Reading
 from roundoff.registry import lazily
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["JsonLines", "RunDirectory", "Sink", "TensorBoard", "Terminal", "WandB", "sink_at"]
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes the readings of one sampled step after the other, and what stands out in them."""
 

@@ -1,0 +1,336 @@
+"""What a monitor sees, what it says of it, and that nothing that fails in it reaches a training."""
+
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import roundoff
+from roundoff.errors import RunError, UsageError
+from roundoff.intercept.swap import attention_function, swapped
+from roundoff.live import activations
+from roundoff.live.monitor import Monitor
+from roundoff.live.watch import Watch, load_watches
+
+RATE = 0.1
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv, self.out = nn.Linear(8, 16), nn.Linear(16, 48), nn.Linear(16, 8)
+
+    def forward(self, x):
+        qkv = self.qkv(self.first(x)).chunk(3, -1)
+        q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in qkv)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).flatten(-2))
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+def batch(step=0):
+    return torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(step))
+
+
+def train(net, optimizer, steps=1):
+    for step in range(steps):
+        functional.mse_loss(net(batch(step)), batch(step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def sgd(net):
+    return torch.optim.SGD(net.parameters(), lr=RATE)
+
+
+def watching(net, steps=1, **options):
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, **options) as monitor:
+        train(net, optimizer, steps)
+    return monitor
+
+
+def values(monitor, of, name, head=None):
+    (found,) = (r.values for r in monitor.readings if (r.of, r.name, r.head) == (of, name, head))
+    return found
+
+
+def test_gradients_updates_and_parameters(net):
+    probes = ("norm", "amax", "mean", "zeros")
+    kinds = ("gradients", "updates", "parameters")
+    before = net.out.weight.detach().clone()
+    monitor = watching(net, watch=[Watch(of=kind, probes=probes, every=1) for kind in kinds])
+    moved = net.out.weight.detach() - before
+    assert values(monitor, "updates", "out.weight")["norm"] == pytest.approx(moved.norm().item())
+    gradient = values(monitor, "gradients", "out.weight")
+    assert gradient["mean"] * -RATE == pytest.approx(moved.mean().item(), rel=1e-4)
+    every = torch.cat([p.detach().flatten() for p in net.parameters()])
+    assert values(monitor, "parameters", "*")["norm"] == pytest.approx(every.norm().item())
+    assert values(monitor, "parameters", "*")["amax"] == every.abs().max().item()
+
+
+def test_moments_of_adam(net):
+    optimizer = torch.optim.Adam(net.parameters())
+    watch = [Watch(of="moments", names="out.*", probes=("amax", "underflow"), format="e4m3fn",
+                   every=1)]  # fmt: skip
+    with Monitor(net, optimizer, watch=watch) as monitor:
+        train(net, optimizer)
+    second = optimizer.state[net.out.weight]["exp_avg_sq"]
+    found = values(monitor, "moments", "out.weight:exp_avg_sq")
+    assert found["amax"] == second.max().item()
+    assert found["underflow_e4m3fn"] == (second.to(torch.float8_e4m3fn) == 0).double().mean()
+
+
+def test_activations_of_accumulated_batches_are_joined(net):
+    optimizer, seen = sgd(net), []
+    net.first.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
+    watch = [Watch(of="activations", names="first", probes=("norm", "amax"), every=1)]
+    with Monitor(net, optimizer, watch=watch) as monitor:
+        for step in range(3):
+            net(batch(step)).sum().backward()
+        optimizer.step()
+    whole = torch.stack(seen)
+    assert values(monitor, "activations", "first")["norm"] == pytest.approx(whole.norm().item())
+    assert values(monitor, "activations", "first")["amax"] == whole.abs().max().item()
+
+
+def test_when(net):
+    steps = []
+
+    class Sink:
+        def write(self, step, readings, findings):
+            steps.append((step, {r.of for r in readings}))
+
+        def close(self):
+            steps.append("closed")
+
+    watch = [Watch(of="gradients", every=3, start=1), Watch(of="parameters", every=2, stop=12)]
+    watching(net, 6, watch=watch, to=[Sink()], first_step=10)
+    assert steps == [
+        (10, {"gradients", "parameters"}), (13, {"gradients"}), "closed",
+    ]  # fmt: skip
+
+
+def test_the_kernel_that_runs_is_seen_and_a_registered_one_too(net):
+    watch = [Watch(of="attention", every=1)]
+    own = values(watching(net, watch=watch), "attention", "model", 1)
+    assert own["ratio"] == pytest.approx(1, abs=0.3)
+    assert 1 / 3 < own["dq_ratio"] < 3  # of few and small errors, each sum in an order of its own
+    with swapped(net, attention_function("fa2@bf16")):
+        other = values(watching(net, watch=watch), "attention", "model", 1)
+    assert other["ratio"] > 1e3
+
+
+def test_a_users_function_of_transformers(net):
+    from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def rough(module, q, k, v, mask, *, scaling=None, **_):
+        out = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+        )
+        if module.layer_idx == 1:
+            out = torch.cat([out[:, :3], 0.99 * out[:, 3:]], 1)
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("rough", rough)
+    AttentionMaskInterface.register("rough", sdpa_mask)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, attn_implementation="rough",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    optimizer = sgd(model)
+    tokens = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(0))
+    watch = [Watch(of="attention", every=1, layers=2)]
+    with Monitor(model, optimizer, watch=watch) as monitor:
+        for _ in range(3):
+            model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert values(monitor, "attention", "model.layers.1.self_attn", 3)["gain"] == pytest.approx(
+        -0.01, abs=1e-4
+    )
+    named = {(f.name, f.head) for f in monitor.findings}
+    assert named == {("model.layers.1.self_attn", 3)}
+    assert monitor.findings[0].step == 1  # at the second sample in a row
+    assert AttentionInterface()["rough"] is rough
+
+
+def test_dropout_leaves_the_logits(net):
+    class Dropping(Net):
+        def forward(self, x):
+            qkv = self.qkv(self.first(x)).chunk(3, -1)
+            q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in qkv)
+            y = functional.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
+            return self.out(y.transpose(1, 2).flatten(-2))
+
+    found = values(watching(Dropping(), watch=[Watch(of="attention", every=1)]), "attention",
+                   "model", 0)  # fmt: skip
+    assert math.isfinite(found["entropy"])
+    assert math.isnan(found["rmse"])
+
+
+def test_layers_take_turns():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3)
+    optimizer, places = sgd(model), []
+    watch = [Watch(of="attention", layers=2, rows=2, every=1)]
+    with Monitor(model, optimizer, watch=watch) as monitor:
+        for step in range(3):
+            model(batch(step)).square().mean().backward()
+            optimizer.step()
+            places.append({r.name.split(".")[1] for r in monitor.readings})
+    assert places == [{"0", "1"}, {"2", "0"}, {"1", "2"}]
+
+
+def test_the_first_module_with_a_nan_is_named(net, caplog):
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, every=1) as monitor:
+        train(net, optimizer)
+        with torch.no_grad():
+            net.qkv.weight[3, 4] = math.inf
+        train(net, optimizer, 2)
+    named = {f.values and (f.name, f.step, f.what) for f in monitor.findings}
+    assert ("qkv", 1, "nonfinite") in named
+    assert not any(f.name == "first" for f in monitor.findings)
+    assert "qkv: the first of the activations with NaN or infinity" in caplog.text
+    assert caplog.text.count("the first of the activations") == 1
+
+
+# -- faults
+
+
+def test_a_probe_that_raises_is_switched_off_once(net, monkeypatch, caplog):
+    def broken(*_):
+        raise ValueError("no such thing\nat all")
+
+    monkeypatch.setattr(activations, "observe", broken)
+    watch = [Watch(of="activations", every=1), Watch(of="gradients", every=1)]
+    bare, optimizer = Net(), None
+    bare.load_state_dict(net.state_dict())
+    optimizer = sgd(bare)
+    train(bare, optimizer, 3)
+    with caplog.at_level(logging.WARNING):
+        monitor = watching(net, 3, watch=watch)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), bare.parameters(), strict=True))
+    assert len(caplog.records) == 1
+    assert "activations failed and is switched off" in caplog.text
+    assert "ValueError: no such thing" in caplog.text
+    assert {r.of for r in monitor.readings} == {"gradients"}
+
+
+def test_a_sink_that_raises_is_switched_off(net, caplog):
+    class Sink:
+        def write(self, step, readings, findings):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    monitor = watching(net, 3, every=1, to=[Sink()])
+    assert len(caplog.records) == 1
+    assert "No space left" in caplog.text
+    assert monitor.readings
+
+
+def test_closing_in_the_middle_of_a_step(net):
+    monitor, optimizer = Monitor(net, sgd(net), every=1), sgd(net)
+    loss = net(batch()).sum()
+    monitor.close()
+    monitor.close()
+    loss.backward()
+    optimizer.step()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"of": "gradient"}, "of is 'gradient'"),
+        ({"of": "gradients", "names": "layers.*"}, "no parameters fit the pattern 'layers.*'"),
+        ({"of": "activations", "names": "frist"}, "no modules fit the pattern 'frist'"),
+        ({"of": "gradients", "probes": ["overflow"]}, "asks about a format"),
+        ({"of": "gradients", "probes": ["overflow"], "format": "e4m3fnn"}, "did you mean 'e4m3fn'"),
+        ({"of": "attention", "probes": ["logit"]}, "did you mean 'logits'"),
+        ({"of": "gradients", "evry": 3}, "did you mean 'every'"),
+        ({"of": "gradients", "every": 0, "start": -1}, "every is 0.*start is -1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(net, fields, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        Monitor(net, sgd(net), watch=[Watch(**fields)])
+    assert "\n" not in str(caught.value)
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_models_and_optimizers_that_do_not_fit(net):
+    with pytest.raises(UsageError, match="expected the one it trains"):
+        Monitor(net, sgd(Net()))
+    with pytest.raises(UsageError, match=r"model is a list; expected a torch\.nn\.Module"):
+        Monitor([], sgd(net))
+    with pytest.raises(UsageError, match="beside watch"):
+        Monitor(net, sgd(net), watch=[Watch(of="gradients")], every=3)
+    with pytest.raises(UsageError, match="watch is empty"):
+        Monitor(net, sgd(net), watch=[])
+
+
+def test_a_place_that_cannot_be_written(net, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file/run", "file/x.jsonl"):
+        with pytest.raises(RunError, match="cannot"):
+            Monitor(net, sgd(net), to=tmp_path / place)
+    assert not net._forward_pre_hooks
+
+
+TOML = """
+every = 2
+[[watch]]
+of = "gradients"
+[[watch]]
+of = "attention"
+probes = ["logits"]
+every = 4
+"""
+
+
+def test_watches_of_a_file(net, tmp_path):
+    path = tmp_path / "monitor.toml"
+    path.write_text(TOML)
+    gradients, attention = load_watches(path)
+    assert (gradients.every, attention.every, attention.measured) == (2, 4, ("logits",))
+    run = tmp_path / "run"
+    watching(net, 5, watch=path, to=run)
+    rows = roundoff.Run.open(run).rows()
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    watching(net, 2, watch=path, to=run, first_step=5)  # a resumed training goes on
+    assert {row["step"] for row in roundoff.Run.open(run).rows()} == {0, 2, 4, 6}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("evry = 3\n[[watch]]\nof='gradients'", "unknown 'evry'"),
+        ("every = 3", r"expected every, start, stop and \[\[watch\]\]"),
+        ("[[watch]]\nof='gradient'", r"monitor.toml, \[\[watch\]\] 1: .*'gradient'"),
+        ("[[watch", "expected a TOML file"),
+        ("watch = [3]", "is no table"),
+    ],
+)
+def test_files_that_are_wrong(tmp_path, text, words):
+    path = tmp_path / "monitor.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        load_watches(path)

@@ -1,0 +1,139 @@
+"""Two processes: the same training under DistributedDataParallel, and sharded by fully_shard."""
+
+import functools
+import json
+import os
+import pathlib
+import socket
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from roundoff.live import activations
+from roundoff.live.monitor import Monitor
+from roundoff.live.watch import Watch
+
+STEPS, PROCESSES = 4, 2
+KINDS = ("parameters", "gradients", "updates", "moments", "activations", "attention")
+ALL = [Watch(of=kind, every=1) for kind in KINDS]
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.out(functional.dropout(y.transpose(1, 2).flatten(-2), 0.1))
+
+
+def batch(step, rank):
+    return torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2 * step + rank))
+
+
+def trained(rank, *, wrap, watch, place=()):
+    torch.manual_seed(0)
+    model = wrap(Attending())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    monitor = watch and Monitor(model, optimizer, watch=watch, to=place)
+    for step in range(STEPS):
+        functional.mse_loss(model(batch(step, rank)), batch(step, rank)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if monitor:
+        monitor.close()
+    left = [local(p).detach().clone() for p in model.parameters()] + [torch.get_rng_state()]
+    return left, monitor and [reading.to_record() for reading in monitor.readings]
+
+
+def local(tensor):
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def sharded(model):
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(model.qkv)
+    return fully_shard(model)
+
+
+def worker(rank, port, place):
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    found = {}
+    for name, wrap in {"ddp": DistributedDataParallel, "fsdp": sharded}.items():
+        found[name] = trained(rank, wrap=wrap, watch=None)
+        found[name + " watched"] = trained(
+            rank, wrap=wrap, watch=ALL, place=f"{place}/{name}-{rank}.jsonl"
+        )
+    original = activations.observe
+    activations.observe = lambda *args: (torch.rand(rank), original(*args))[1]
+    found["disturbed"] = trained(rank, wrap=DistributedDataParallel, watch=ALL)
+    torch.save(found, f"{place}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@functools.cache
+def outcome(place):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (port, place), nprocs=PROCESSES)
+    return [torch.load(f"{place}/{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def ranks(place):
+    return outcome(place)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_the_training_is_bit_for_bit_what_it_was(ranks, how):
+    for found in ranks:
+        assert same(found[how][0], found[f"{how} watched"][0])
+
+
+def test_a_planted_disturbance_is_seen(ranks):
+    assert not same(ranks[1]["ddp"][0], ranks[1]["disturbed"][0])
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_the_first_process_knows_all_and_writes(ranks, place, how):
+    first, second = (found[f"{how} watched"][1] for found in ranks)
+    assert first
+    assert second == []
+    lines = (pathlib.Path(place) / f"{how}-0.jsonl").read_text("utf-8").splitlines()
+    written = [json.loads(line) for line in lines]
+    assert written[-len(first) :] == first
+    assert len(written) == STEPS * len(first)
+    assert not (pathlib.Path(place) / f"{how}-1.jsonl").exists()
+
+
+def test_shards_and_replicas_say_the_same(ranks):
+    """What is replicated counts once, a shard everywhere, and activations of both batches."""
+    replicated, shards = (ranks[0][f"{how} watched"][1] for how in ("ddp", "fsdp"))
+
+    def values(readings):
+        return {
+            (r["of"], r["name"], name): value
+            for r in readings if r["of"] != "attention"
+            for name, value in r.items() if not isinstance(value, str)
+        }  # fmt: skip
+
+    assert values(shards) == pytest.approx(values(replicated), rel=1e-3)
+    assert ("moments", "*:exp_avg", "norm") in values(shards)
