@@ -15,7 +15,7 @@ from roundoff.workloads import WORKLOADS
 
 STEPS = 4
 KINDS = ("parameters", "gradients", "updates", "moments", "activations", "attention")
-ALL = [Watch(of=kind, every=1) for kind in KINDS]
+ALL = [Watch(of=kind, every=1, layers=2) for kind in KINDS]
 EXAMPLES = Path(__file__).parents[2] / "examples" / "live"
 
 
@@ -83,7 +83,8 @@ def example(name, monkeypatch):
 
 def finds_the_planted_head(train):
     """Whether an example names the head, and nothing else, and nothing where nothing is planted."""
-    found = train(8, 4, 2).findings
-    assert [(f.what, f.head, f.step) for f in found] == [("deviation", 2, 6)]
+    found = train(12, 4, 2).findings
+    assert [(f.what, f.head) for f in found] == [("deviation", 2)]
     assert found[0].name.endswith("model.layers.1.self_attn")
-    assert train(8, None, 2).findings == []
+    assert 4 < found[0].step < 12
+    assert train(12, None, 2).findings == []
