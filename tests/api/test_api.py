@@ -23,16 +23,9 @@ def test_names_are_sorted_and_all_there() -> None:
 
 
 def test_importing_roundoff_loads_no_library() -> None:
-    """Nor does a monitor those of sinks and trainers."""
-    code = """
-import roundoff, sys
-print({'torch', 'numpy', 'numba', 'pandas'} & set(sys.modules))
-roundoff.Monitor
-others = {'transformers', 'accelerate', 'lightning', 'pytorch_lightning', 'tensorboard', 'wandb'}
-print(others & set(sys.modules))
-"""
+    code = "import roundoff, sys; print({'torch', 'numpy', 'numba', 'pandas'} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.split() == ["set()", "set()"]
+    assert shown.stdout.strip() == "set()"
 
 
 def tensors(dtype: torch.dtype, heads: int = 2) -> list[torch.Tensor]:

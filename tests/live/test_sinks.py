@@ -144,7 +144,7 @@ def screen(text):
 
 IN_WANDB = """
 import json, random, sys
-import numpy as np, torch
+import roundoff
 from tests_of_sinks import FINDINGS, READINGS
 from roundoff.live.sinks import WandB
 from roundoff.state.random_states import RandomStates
@@ -153,6 +153,9 @@ def states():
     now = RandomStates.here()
     return now.torch.tolist(), now.numpy[1].tolist(), now.numpy[2], now.python
 
+roundoff.Monitor
+optional = {"transformers", "accelerate", "lightning", "pytorch_lightning", "tensorboard", "wandb"}
+assert not optional & set(sys.modules)
 before = states()
 sink = WandB(folder=sys.argv[1])
 sink.write(3, READINGS, FINDINGS)
@@ -165,7 +168,7 @@ print(json.dumps(said, default=str))
 
 
 def test_wandb_stays_offline_and_draws_nothing(tmp_path):
-    """A proxy that nobody may ask stands in for the network."""
+    """A proxy that nobody may ask stands in for the network. Nor is a library loaded early."""
     pytest.importorskip("wandb")
     (tmp_path / "tests_of_sinks.py").write_text(
         f"from math import inf, nan\nfrom roundoff.records import Finding, Reading\n"
