@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from measuring import Run, machine, timed
 from torch import Tensor
 
 from roundoff.formats import FORMATS, round_to
+from roundoff.operators.attention._places import OUT, PRODUCT
 from roundoff.operators.attention.api import golden
 from roundoff.operators.attention.backward import attend_keeping, differentiate
 from roundoff.operators.attention.call import Call
@@ -42,6 +44,7 @@ BF16 = FORMATS["bf16"]
 RECIPE_NAMES = ("fa2", "fa3-fp8-no-blocks", "paper-bf16", "paper-fp16")
 LIBRARIES = ("roundoff", "torch", "numba", "numpy")
 RESULTS = Path(__file__).parent / "results" / "attention.json"
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 @dataclass
@@ -188,15 +191,19 @@ def pieces(repeats: int) -> dict[str, dict[str, float]]:
         block = Block(recipe.resolved(BF16, head_dim=DIM, causal=False), call, q, k, v, call.rows)
         plans, settings = fused.plans(block.recipe), fused.settings(block)
         state = np.zeros((5, 1024), np.float32)
-        tile = scores, state, fused.EVERYWHERE, 0, plans, settings
+        narrow = plans[PRODUCT : OUT + 1].any()
+        tile = scores, out[:, : 0 if narrow else DIM], state, fused.EVERYWHERE, 0, (plans, settings)
         runs: dict[str, Run] = {
             "QK^T": lambda: torch.bmm(rows, key, out=s),
             "tile": lambda tile=tile: _product.take_in(*tile),
-            "PV": lambda: torch.bmm(s, value, out=part),
-            "onto O": lambda x=(state, plans): _product.add_up(
-                out, product, x[0], False, False, x[1]
+            "PV": lambda narrow=narrow: (
+                torch.bmm(s, value, out=part) if narrow else o.baddbmm_(s, value)
             ),
         }
+        if narrow:  # else it is in the product
+            runs["onto O"] = lambda x=(state, plans): _product.add_up(
+                out, product, x[0], False, False, x[1]
+            )
         seconds = [[timed(run) for run in runs.values()] for _ in range(20 * repeats)]
         medians = (statistics.median(of) / s.numel() for of in zip(*seconds, strict=True))
         found[name] = {of: 1e9 * x for of, x in zip(runs, medians, strict=True)}
@@ -253,6 +260,43 @@ JOBS: dict[str, Callable[[str], dict[str, float]]] = {
 }
 
 
+def table(results: dict[str, Any]) -> str:
+    """The tables that docs/recipes.md shows."""
+    rows, problem, cpu = results["rows"], results["problem"], results["machine"]
+    counts = sorted({row["threads"] for row in rows})
+    ratios: dict[str, dict[int, float]] = {}
+    for row in rows:
+        ratios.setdefault(row["name"], {})[row["threads"]] = row["ratio"]
+    work = 4 * problem["heads"] * problem["length"] ** 2 * problem["head_dim"]
+    speed = work / next(r["products_median_s"] for r in rows if r["threads"] == 1) / 1e9
+    where = f"{cpu['cpu']}, {cpu['instructions']}, products at {speed:.0f} GFLOP/s a core"
+    lines = [
+        f"| {where} |" + "".join(f" {n} thread{'s' * (n > 1)} |" for n in counts),
+        "|---|" + "---|" * len(counts),
+    ]
+    for name, of in ratios.items():
+        lines.append(f"| {name} |" + "".join(f" {of[n]:.2f} |" for n in counts))
+    found = results["pieces"]
+    parts = list(dict.fromkeys(part for of in found.values() for part in of))
+    lines += [
+        "",
+        "| ns a score |" + "".join(f" {part} |" for part in parts),
+        "|---|" + "---|" * len(parts),
+    ]
+    for name, of in found.items():
+        cells = (f" {of[part]:.2f} |" if part in of else "  |" for part in parts)
+        lines.append(f"| {name} |" + "".join(cells))
+    return "\n".join(lines) + "\n"
+
+
+def keep_table(output: Path, results: dict[str, Any]) -> None:
+    from record import put  # noqa: PLC0415 - which the child has no need of
+
+    output.with_suffix(".md").write_text(table(results))
+    if output == RESULTS:
+        put(PAGE, "attention", table(results))
+
+
 def show(results: dict[str, object]) -> None:
     print(f"{'':26} {'products':10} {'threads':>7} {'median s':>9} {'products s':>10} {'ratio':>6}")
     for row in results["rows"]:
@@ -278,11 +322,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only make the tables again")
     parser.add_argument("--alone", nargs=2, metavar=("JOB", "OF"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
         torch.set_num_threads(1)
         print(json.dumps(JOBS[options.alone[0]](options.alone[1])))
+        return
+    if options.table:
+        keep_table(options.output, json.loads(options.output.read_text()))
         return
     counts = [int(text) for text in options.threads.split(",")]
     rows = [row for n in counts for row in [*recipe_rows(n), golden_row(n)]]
@@ -304,6 +352,7 @@ def main() -> None:
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    keep_table(options.output, results)
     show(results)
     print(f"written to {options.output}")
 

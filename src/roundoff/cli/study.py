@@ -25,6 +25,7 @@ from roundoff.cli.terminal import (
 )
 from roundoff.cli.train import carry_out_training
 from roundoff.errors import MissingLibraryError, UnsupportedError
+from roundoff.live.trained import watched_line
 from roundoff.operators import OPERATORS
 from roundoff.operators.inputs import check_seed
 from roundoff.records import SCHEMA, Cell, SubjectName, Verdict
@@ -97,6 +98,7 @@ def study_command(
     verdicts = study.judge(frame(records), files=bool(on_files))
     if training:
         verdicts += _train(study, preset, seed, folder, running)
+        verdicts += _watch(study, preset, seed, folder)
     judged = {
         "schema": SCHEMA, "study": name, "source": study.source, "preset": preset,
         "command": command_line(), "claims": [v.to_record() for v in verdicts],
@@ -142,6 +144,28 @@ def _train(study: Study, preset: str, seed: int, folder: Path, running: Running)
         _tell_left_out(study.training_claims, error)
         return []
     return study.judge_training(finished(run, experiment), step_times(run, experiment))
+
+
+def _watch(study: Study, preset: str, seed: int, folder: Path) -> list[Verdict]:
+    """The verdicts on what is watched in training; what the run has already is not done again."""
+    if preset not in study.watched:
+        return []
+    asked = [replace(one, seed=seed) for one in study.watched[preset]()]
+    run = Run.create_or_open(folder, manifest={})
+    known = run.finished_ids()
+    todo = [one for one in asked if one.id not in known]
+    steps, done = sum(one.steps for one in todo), 0
+    try:
+        with run.writer() as writer, progress_bar("watched in training, steps", steps) as advance:
+            for one in todo:
+                writer.append(watched_line(one, lambda n, done=done: advance(done + n)))
+                done += one.steps
+    except (UnsupportedError, MissingLibraryError) as error:
+        _tell_left_out(study.watched_claims, error)
+        return []
+    found = {row["id"]: row for row in run.rows()}
+    lines = [found[one.id] for one in asked]
+    return [claim.verdict(lines) for claim in study.watched_claims]
 
 
 def _that_run_here(cells: list[Cell]) -> list[Cell]:

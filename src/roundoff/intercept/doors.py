@@ -106,7 +106,8 @@ def _of_torch(  # noqa: PLR0917 - torch's own signature
         return attend(q, k, v, mask=mask, causal=is_causal, scale=scale).squeeze(0)
 
     out = again(query, key, value, attn_mask)
-    return RUNNING.tell(Told(query, key, value, *how, out, again, exact=not dropout_p))
+    name = None if attend is None else attend.name
+    return RUNNING.tell(Told(query, key, value, *how, out, again, not dropout_p, name))
 
 
 def _refuse(**given: Any) -> None:
@@ -184,7 +185,9 @@ def _of_transformers(  # noqa: PLR0917 - transformers' own signature
         return attend(q, k, v, mask=mask, causal=causal, scale=scaling)
 
     out = again(query, key, value, attention_mask)
-    RUNNING.tell(Told(query, key, value, attention_mask, causal, scaling, out, again))
+    RUNNING.tell(
+        Told(query, key, value, attention_mask, causal, scaling, out, again, name=attend.name)
+    )
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,20 @@ __all__ = [
     "watching",
 ]  # fmt: skip
 
-Attend = Callable[..., Tensor]
+
+class Attend(Protocol):
+    """What stands in for attention, and its name."""
+
+    name: str
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool,
+        scale: float | None,
+    ) -> Tensor:  # fmt: skip
+        """The output."""
+        ...
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -27,7 +40,8 @@ class Told(NamedTuple):
     """A call of attention that has run: what went in, as it went in, and what came out.
 
     `again(q, k, v, mask)` runs the same kernel on other tensors. `exact` says that nothing but
-    softmax(QK^T * scale + mask) V was asked for (no dropout, no soft cap).
+    softmax(QK^T * scale + mask) V was asked for (no dropout, no soft cap). `name` is that of an
+    attention that stands in torch's place.
     """
 
     q: Tensor
@@ -39,6 +53,7 @@ class Told(NamedTuple):
     out: Tensor
     again: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
     exact: bool = True
+    name: str | None = None
 
 
 Watch = Callable[[nn.Module, Told], None]

@@ -49,7 +49,7 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
         doors.torch_door(),
         doors.transformers_door(model),
         doors.diffusers_door(model),
-        running.running(model, _counted(attention, calls)),
+        running.running(model, _Counted(attention, calls)),
         running.compiled_anew(model),
     ):
         yield calls
@@ -61,12 +61,13 @@ def swapped(model: nn.Module, attention: AttentionFunction | str) -> Generator[C
         )
 
 
-def _counted(attention: AttentionFunction, calls: Calls) -> running.Attend:
-    """Count; and let what the attention itself calls be torch's own."""
+class _Counted:
+    """Counts; and lets what the attention itself calls be torch's own."""
 
-    def attend(*qkv: Tensor, **how: Any) -> Tensor:
-        calls.count += 1
+    def __init__(self, attention: AttentionFunction, calls: Calls) -> None:
+        self.name, self._attention, self._calls = attention.name, attention, calls
+
+    def __call__(self, *qkv: Tensor, **how: Any) -> Tensor:
+        self._calls.count += 1
         with running.outside():
-            return attention(*qkv, **how)
-
-    return attend
+            return self._attention(*qkv, **how)

@@ -26,7 +26,7 @@ __all__ = [
     "CUDA_FLASH",
     "MATH",
     "MATH_REDUCED",
-    "recipe_chosen",
+    "kernel_chosen",
 ]
 
 _PROOF = "aten::_scaled_dot_product_"
@@ -54,16 +54,20 @@ def _sdpa(name: str, backend: SDPBackend, *, reduced: bool = False) -> Bind:
     return bind
 
 
-def recipe_chosen(
+def kernel_chosen(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, causal: bool, scale: float
 ) -> str | None:
-    """The recipe of the back-end that torch itself would take; None where none is known."""
+    """The kernel that torch itself would take; None where it is not one of these."""
     library: Any = torch
     gqa = q.shape[1] != k.shape[1]
     found = library._fused_sdp_choice(q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa)
-    names = {SDPBackend.MATH: "torch-math", SDPBackend.EFFICIENT_ATTENTION: "torch-cuda-efficient"}
-    names[SDPBackend.FLASH_ATTENTION] = "torch-cpu-flash" if q.device.type == "cpu" else "fa2"
-    return names.get(SDPBackend(found))
+    flash = "torch-cpu-flash" if q.device.type == "cpu" else "torch-cuda-flash"
+    kernels = {
+        SDPBackend.MATH: "torch-math",
+        SDPBackend.EFFICIENT_ATTENTION: "torch-cuda-efficient",
+        SDPBackend.FLASH_ATTENTION: flash,
+    }
+    return kernels.get(SDPBackend(found))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from roundoff.formats import FORMATS
 from roundoff.intercept.doors import watching_doors
 from roundoff.intercept.running import Told, watching
-from roundoff.kernels.torch_sdpa import recipe_chosen
+from roundoff.kernels.torch_sdpa import kernel_chosen
 from roundoff.live.sources import Safely, Seen, in_backward
 from roundoff.live.watch import Watch
 from roundoff.operators.attention.backward import Gradients
@@ -21,6 +21,7 @@ from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.masks import Mask
 from roundoff.operators.attention.observed import ROW_PROBES, ObservedCall
+from roundoff.operators.attention.recipe import Recipe
 from roundoff.state.random_states import undrawn
 
 __all__ = ["Attention"]
@@ -170,14 +171,20 @@ def _observed(kept: _Kept, *, gradients: bool) -> ObservedCall:
     )  # fmt: skip
     if not told.exact:
         return ObservedCall(call, _FORMATS[q.dtype], None)
-    recipe = recipe_chosen(q, k, v, kept.mask, causal=told.causal, scale=scale)
+    kernel = kernel_chosen(q, k, v, kept.mask, causal=told.causal, scale=scale)
     wanted = gradients and kept.dout is not None
     return ObservedCall(
         call, _FORMATS[q.dtype], kept.out,
         dout=kept.dout if wanted else None,
         gradients=_backward_again(kept) if wanted else None,
-        recipe=None if recipe is None else RECIPES[recipe],
+        recipe=_recipe_of(told, kernel),
     )  # fmt: skip
+
+
+def _recipe_of(told: Told, kernel: str | None) -> Recipe | None:
+    """The recipe with the name of what stands in torch's place, else that of torch's kernel."""
+    kernel = {"torch-cuda-flash": "fa2"}.get(kernel or "", kernel)
+    return next((RECIPES[name] for name in (told.name, kernel) if name and name in RECIPES), None)
 
 
 def _backward_again(kept: _Kept) -> Gradients:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from roundoff.operators import exponentials
-from roundoff.operators._vector import bits, fma, number, wide
+from roundoff.operators._lanes import Lanes, scalar
+from roundoff.operators._vector import fma, wide
 
 __all__ = [
     "TWINS",
@@ -32,8 +33,8 @@ __all__ = [
     "exact_2",
     "fma_rows",
     "inner",
-    "low",
-    "low_2",
+    "low_2_of",
+    "low_of",
 ]
 
 _F = np.float32
@@ -54,7 +55,7 @@ CUBIC, QUINTIC, SEXTIC, OURS, OURS_2 = (
 )
 ENDS, ENDS_2 = (tuple(_F(end) for end in e) for e in (exponentials.ENDS, exponentials.ENDS_2))
 TO_WHOLE = _F(1.5 * 2**23)  # added and taken away again, it leaves the nearest whole number
-TO_WHOLE_BITS = TO_WHOLE.view(np.int32)
+TO_WHOLE_BITS = int(TO_WHOLE.view(np.int32))
 LIFTED, DOWN = _F(1.5 * 2**23 + 64), _F(2.0**-64)
 
 
@@ -114,82 +115,70 @@ def _sleef_u10(x):
     return x if math.isnan(x) else value
 
 
-@numba.njit(nogil=True)
-def _times_power(p, shifted):
+# Formulas, of `Lanes`.
+
+
+def _times_power(p: Lanes, shifted: Lanes) -> Lanes:
     """p * 2^n, where `shifted` is n + TO_WHOLE: n is how far its bits are from TO_WHOLE's."""
-    n = np.int32(bits(shifted) - TO_WHOLE_BITS)
-    half = np.int32(n >> np.int32(1))
-    return _F(_F(p * _power(half)) * _power(np.int32(n - half)))
+    n = shifted.bits() - TO_WHOLE_BITS
+    half = n >> 1
+    return p * ((half + 127) << 23).number() * ((n - half + 127) << 23).number()
 
 
-@numba.njit(nogil=True)
-def _reduced(s, whole):
+def _reduced(s: Lanes, whole: np.float32) -> tuple[Lanes, Lanes]:
     """exp of what `s` is beyond whole halvings, and their number plus `whole`."""
-    shifted = _F(_F(s * LOG2_E) + whole)
-    n = _F(shifted - whole)
-    r = _F(_F(s - _F(n * LN_2_HIGH)) - _F(n * LN_2_LOW))
-    q = OURS[0]
-    q = _F(_F(q * r) + OURS[1])
-    q = _F(_F(q * r) + OURS[2])
-    q = _F(_F(q * r) + OURS[3])
-    q = _F(_F(q * r) + OURS[4])
-    return _F(_F(_F(_F(r * r) * q) + r) + ONE), shifted
+    shifted = s * LOG2_E + whole
+    n = shifted - whole
+    r = s - n * LN_2_HIGH - n * LN_2_LOW
+    q = r * OURS[0] + OURS[1]
+    for coefficient in OURS[2:]:
+        q = q * r + coefficient
+    return r * r * q + r + ONE, shifted
 
 
-@numba.njit(nogil=True)
-def _reduced_2(s, whole):
+def _reduced_2(s: Lanes, whole: np.float32) -> tuple[Lanes, Lanes]:
     """2^s likewise."""
-    shifted = _F(s + whole)
-    f = _F(s - _F(shifted - whole))
-    q = OURS_2[0]
-    q = _F(_F(q * f) + OURS_2[1])
-    q = _F(_F(q * f) + OURS_2[2])
-    q = _F(_F(q * f) + OURS_2[3])
-    q = _F(_F(q * f) + OURS_2[4])
-    q = _F(_F(q * f) + OURS_2[5])
-    return _F(_F(f * q) + ONE), shifted
+    shifted = s + whole
+    f = s - (shifted - whole)
+    q = f * OURS_2[0] + OURS_2[1]
+    for coefficient in OURS_2[2:]:
+        q = q * f + coefficient
+    return f * q + ONE, shifted
 
 
-@numba.njit(nogil=True)
-def _between(x, ends):
-    s = ends[0] if x < ends[0] else x
-    return ends[1] if s > ends[1] else s
+def _between(x: Lanes, ends: tuple[np.float32, ...]) -> Lanes:
+    s = x.compared("<", ends[0]).choose(ends[0], x)
+    return s.compared(">", ends[1]).choose(ends[1], s)
 
 
-@numba.njit(nogil=True)
-def exact(x):
+def _lifted(p: Lanes, shifted: Lanes) -> Lanes:
+    """p * 2^n in two steps: n + 64 onto the exponent, which stays normal, and 2^-64."""
+    return (p.bits() + (shifted.bits() << 23)).number() * DOWN
+
+
+def exact_of(x: Lanes) -> Lanes:
     """exp(x), as `exponentials._ours` computes it."""
     p, shifted = _reduced(_between(x, ENDS), TO_WHOLE)
-    value = _times_power(p, shifted)
-    return x if x != x else value  # noqa: PLR0124
+    return x.is_nan().choose(x, _times_power(p, shifted))
 
 
-@numba.njit(nogil=True)
-def exact_2(x):
+def exact_2_of(x: Lanes) -> Lanes:
     """2^x, as `exponentials._ours_2` computes it."""
     p, shifted = _reduced_2(_between(x, ENDS_2), TO_WHOLE)
-    value = _times_power(p, shifted)
-    return x if x != x else value  # noqa: PLR0124
+    return x.is_nan().choose(x, _times_power(p, shifted))
 
 
-@numba.njit(nogil=True)
-def _lifted(p, shifted):
-    """p * 2^n in two steps: n + 64 onto the exponent, which stays normal, and 2^-64."""
-    return _F(number(np.int32(bits(p) + np.int32(bits(shifted) << np.int32(23)))) * DOWN)
+def low_of(x: Lanes) -> Lanes:
+    """The same bits as `exact_of` in less time, for x that is no NaN and at most 40."""
+    return _lifted(*_reduced(x.compared("<", ENDS[0]).choose(ENDS[0], x), LIFTED))
 
 
-@numba.njit(nogil=True)
-def low(x):
-    """The same bits as `exact` in less time, for x that is no NaN and at most 40."""
-    p, shifted = _reduced(ENDS[0] if x < ENDS[0] else x, LIFTED)
-    return _lifted(p, shifted)
+def low_2_of(x: Lanes) -> Lanes:
+    """The same bits as `exact_2_of` in less time, for x that is no NaN and at most 40."""
+    return _lifted(*_reduced_2(x.compared("<", ENDS_2[0]).choose(ENDS_2[0], x), LIFTED))
 
 
-@numba.njit(nogil=True)
-def low_2(x):
-    """The same bits as `exact_2` in less time, for x that is no NaN and at most 40."""
-    p, shifted = _reduced_2(ENDS_2[0] if x < ENDS_2[0] else x, LIFTED)
-    return _lifted(p, shifted)
+exact, exact_2 = scalar(exact_of), scalar(exact_2_of)
 
 
 # For what compiled functions call: it counts no references to arrays, since a count is an atomic

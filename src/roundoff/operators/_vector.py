@@ -22,8 +22,8 @@ __all__ = [
     "largest_of_row",
     "number",
     "sum_of_64",
+    "sum_of_128",
     "sum_of_row",
-    "sum_of_row_of_128",
     "wide",
 ]
 
@@ -103,28 +103,20 @@ def _folded(builder: Any, total: Any, join: Any) -> Any:
     return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
 
-def _sum_of_64(context: Any, y: Any) -> Any:  # noqa: ARG001
-    """The sum of the first 64 of a contiguous float32 array, in the order of `_summed`.
+def _sum_of(width: int) -> Any:
+    """The sum of the first `width` of a contiguous float32 array, in the order of `_summed`.
 
     LLVM unrolls such short loops before it could make vectors of them.
     """
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = make_array(signature.args[0])(context, builder, arguments[0]).data
-        return _summed(builder, data, 64)
+    def summed(context: Any, y: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = make_array(signature.args[0])(context, builder, arguments[0]).data
+            return _summed(builder, data, width)
 
-    return types.float32(y), generate
+        return types.float32(y), generate
 
-
-def _sum_of_row_of_128(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
-    """The same of row `r` of contiguous rows of 128."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = make_array(signature.args[0])(context, builder, arguments[0]).data
-        start = builder.mul(arguments[1], ir.Constant(arguments[1].type, 128))
-        return _summed(builder, builder.gep(data, [start]), 128)
-
-    return types.float32(S, r), generate
+    return intrinsic(summed)
 
 
 def _row_joined(builder: Any, array: Any, row: Any, start: float, join: Any) -> Any:
@@ -179,9 +171,9 @@ def _sum_of_row(context: Any, S: Any, r: Any) -> Any:  # noqa: ARG001
 
 
 largest_of_row: Any = intrinsic(_largest_of_row)
-sum_of_64: Any = intrinsic(_sum_of_64)
+sum_of_64: Any = _sum_of(64)
+sum_of_128: Any = _sum_of(128)
 sum_of_row: Any = intrinsic(_sum_of_row)
-sum_of_row_of_128: Any = intrinsic(_sum_of_row_of_128)
 wide: Any = intrinsic(_wide)
 fma: Any = intrinsic(_fma)
 bits: Any = intrinsic(_bits)

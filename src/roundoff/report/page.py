@@ -18,6 +18,7 @@ from roundoff.report.figure import Figure, Names
 from roundoff.report.files import bundle, embedded_json, png, svg, write_whole
 from roundoff.report.formats import format_figures
 from roundoff.report.lines import line_figures
+from roundoff.report.live import live_figures
 from roundoff.report.look import DARK, LIGHT
 from roundoff.report.ratios import ratio_figures
 from roundoff.report.rows import Sample, samples_of
@@ -92,6 +93,7 @@ def _content(run: Run) -> Content:
     if samples:
         for make in (line_figures, format_figures, ratio_figures, bias_figures):
             figures += make(samples, names)
+    figures += live_figures(rows)
     figures = _named([f for f in figures if f.views])
     return Content(
         title=_title(run, samples, trainings),
@@ -123,6 +125,8 @@ def _title(run: Run, samples: Sequence[Sample], trainings: Sequence[Section]) ->
     parts += [trainings[0].title if len(trainings) == 1 else f"{len(trainings)} trainings"] * bool(
         trainings
     )
+    if not parts and run.manifest.get("command") == "monitor":
+        parts.append("A training, watched")
     return "; ".join(parts) or "A run without measurements"
 
 
@@ -133,12 +137,14 @@ def _facts(
     samples: Sequence[Sample],
 ) -> list[tuple[str, str]]:
     repeats = [r for r in rows if "training" in r]
-    cells = [r for r in rows if "training" not in r]
+    cells = [r for r in rows if "training" not in r and "live" not in r]
+    sampled = [r for r in rows if "live" in r]
     found = {
         "source": beside.get("source"),
         "preset": run.manifest.get("preset"),
         "trained repeats": _states(repeats) if repeats else None,
-        "cells": None if repeats and not cells else _states(cells),
+        "cells": None if (repeats or sampled) and not cells else _states(cells),
+        "sampled steps": sum(len({x["step"] for x in r["live"]}) for r in sampled) or None,
         "candidates": len({s.candidate for s in samples}) or None,
         "seeds": len({s.seed for s in samples}) or None,
         "begun": run.manifest.get("created"),

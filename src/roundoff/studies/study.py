@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from roundoff.bench.plan import Plan
 from roundoff.errors import UnknownNameError, UsageError
+from roundoff.live.trained import WatchedTraining
 from roundoff.records import Verdict
 from roundoff.records.verdict import Outcome
 from roundoff.registry import require
@@ -90,7 +91,8 @@ class Study:
 
     `files` are made in the folder of the run, and measured beside the preset. `experiments` are
     what is trained for a preset, and `training_claims` are judged over its repeats, those
-    `on_time` over its timings.
+    `on_time` over its timings. `watched` trainings are sampled while they run, and
+    `watched_claims` judged over their lines.
     """
 
     name: str
@@ -104,6 +106,10 @@ class Study:
     )
     training_claims: tuple[Claim, ...] = ()
     on_time: frozenset[str] = frozenset()
+    watched: Mapping[str, Callable[[], tuple[WatchedTraining, ...]]] = field(
+        default_factory=dict[str, Callable[[], tuple[WatchedTraining, ...]]]
+    )
+    watched_claims: tuple[Claim, ...] = ()
 
     def plan(self, preset: str) -> Plan:
         """The plan of a preset."""

@@ -183,6 +183,24 @@ def test_a_coarse_maximum_that_lets_p_grow(make_call, monkeypatch):
     assert fast.out.isfinite().all()
 
 
+@pytest.mark.parametrize("tile", [48, 128, 290])
+def test_a_product_added_to_o_by_torch_or_after_it(tile, make_call, monkeypatch):
+    recipe, call = replace(BASE, tile=Tile(tile)), make_call(n=300, d=64)
+    fast, slow, _ = both(recipe, call, monkeypatch)
+    monkeypatch.setattr(fused, "_adds_last", lambda *_: False)
+    assert agree(fast, slow)
+    assert agree(fast, attend(recipe, call, BF16))
+
+
+def test_torch_is_not_trusted_to_add_last(monkeypatch):
+    """As a library does that begins its sum with O."""
+    fused._adds_last.cache_clear()
+    in_one = lambda o, p, v: (o + torch.bmm(p.double(), v.double())).float()  # noqa: E731
+    monkeypatch.setattr(torch, "baddbmm", in_one)
+    assert not fused._adds_last(1, 64, 64, 32, 1)
+    fused._adds_last.cache_clear()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing(threads, make_call):
     call = make_call(n=600, d=64, mask="causal", heads=4)

@@ -37,7 +37,8 @@ from roundoff.operators.attention._places import (
 )
 from roundoff.operators.attention._product import add_up, add_up_together
 from roundoff.operators.attention._rounded import put_all, put_sure
-from roundoff.operators.attention._tile import AT_ONCE, HIGH, hide, powers, scaled
+from roundoff.operators.attention._tile import AT_ONCE, HIGH, hide, scaled
+from roundoff.operators.attention._weighing import powers
 
 __all__ = ["add_up", "add_up_together", "differentiate", "differentiate_together", "threads"]
 
@@ -103,7 +104,7 @@ def _rows(S, dP, columns, seen, at, how):
     """Rows `at[0]` to `at[1]` of a tile, some at a time; `at[2]` is the tile's first key."""
     first, last, start = at
     plans, settings = how
-    some = max(1, AT_ONCE // (2 * S.shape[1]))
+    some = max(1, AT_ONCE // S.shape[1])
     for begin in range(first, last, some):
         rows = slice(begin, min(begin + some, last))
         P = S[rows]
@@ -129,7 +130,7 @@ def differentiate(S, dP, columns, seen, start, how):
 def differentiate_together(S, dP, columns, seen, start, how):
     """The same on several threads."""
     R, m = S.shape
-    some = max(1, AT_ONCE // (2 * m))
+    some = max(1, AT_ONCE // m)
     for part in numba.prange((R + some - 1) // some):
         at = part * some, min((part + 1) * some, R), start
         _rows(S, dP, columns, seen, at, how)

@@ -13,23 +13,50 @@ from __future__ import annotations
 import numpy as np
 
 from roundoff.formats._kernels import nearest_bits
+from roundoff.operators._lanes import Lanes, scalar
 from roundoff.operators._numba import inner
 from roundoff.operators._vector import bits, number, wide
 from roundoff.operators.attention._places import BY_DROPPING, IN_FULL
 
-__all__ = ["put_all", "put_less", "put_sure", "put_times"]
+__all__ = [
+    "dropped",
+    "dropped_of",
+    "last_bit",
+    "put_all",
+    "put_sure",
+    "put_times",
+    "surely_dropped",
+]
 
 _F, _I = np.float32, np.int32
 INFINITE = _I(0x7F800000)
 
 
 @inner
-def _dropped(x, last):
+def last_bit(plan):
+    """Of a format with float32's exponents; 1 of float32 itself."""
+    return _I(_I(1) << _I(plan[1] & _I(31)))
+
+
+def dropped_of(x: Lanes, last: Lanes) -> Lanes:
     """`x` to the nearest number of a format with float32's exponents; `last` is its last bit."""
-    b = bits(x)
-    below_half = _I(_I(last >> _I(1)) - _I(1))
-    half = _I(last >> _I(1))
-    return number(_I(_I(b + (below_half if _I(b & last) == 0 else half)) & _I(-last)))
+    b, half = x.bits(), last >> 1
+    up = (b & last).compared("==", 0).choose(half - 1, half)
+    return ((b + up) & -last).number()
+
+
+def _surely_dropped_of(x: Lanes, last: Lanes) -> Lanes:
+    """The same where `x` may be NaN, which stays.
+
+    To choose between `x` and a result would make LLVM store only some lanes, which takes AMD's
+    CPUs ten times as long.
+    """
+    b, half, is_nan = x.bits(), last >> 1, x.is_nan()
+    up = is_nan.choose(0, (b & last).compared("==", 0).choose(half - 1, half))
+    return ((b + up) & is_nan.choose(-1, -last)).number()
+
+
+dropped, surely_dropped = scalar(dropped_of), scalar(_surely_dropped_of)
 
 
 @inner
@@ -50,9 +77,9 @@ def put_all(x, plan):
     """Round all of `x`, among which there is no NaN."""
     wide()
     if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        last = last_bit(plan)
         for i in range(x.size):
-            x[i] = _dropped(x[i], last)
+            x[i] = dropped(x[i], last)
     elif plan[0] == IN_FULL:
         integers = _integers(plan)
         for i in range(x.size):
@@ -64,9 +91,9 @@ def put_times(x, c, plan):
     """Round all of `x` times `c`; the usual rounding takes one loop."""
     wide()
     if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        last = last_bit(plan)
         for i in range(x.size):
-            x[i] = _dropped(_F(x[i] * c), last)
+            x[i] = dropped(_F(x[i] * c), last)
     else:
         for i in range(x.size):
             x[i] = _F(x[i] * c)
@@ -74,30 +101,12 @@ def put_times(x, c, plan):
 
 
 @inner
-def put_less(S, column, plan):
-    """Round all of S less a number of each row, likewise."""
-    wide()
-    if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
-        for r in range(S.shape[0]):
-            shift = column[r]
-            for j in range(S.shape[1]):
-                S[r, j] = _dropped(_F(S[r, j] - shift), last)
-    else:
-        for r in range(S.shape[0]):
-            shift = column[r]
-            for j in range(S.shape[1]):
-                S[r, j] = _F(S[r, j] - shift)
-        put_all(S.reshape(-1), plan)
-
-
-@inner
 def put_sure(x, plan):
     """Like `put_all`, for values among which there may be NaN."""
     wide()
     if plan[0] == BY_DROPPING:
-        last = _I(_I(1) << _I(plan[1] & _I(31)))
+        last = last_bit(plan)
         for i in range(x.size):
-            x[i] = x[i] if x[i] != x[i] else _dropped(x[i], last)
+            x[i] = surely_dropped(x[i], last)
     elif plan[0] == IN_FULL:
         put_all(x, plan)

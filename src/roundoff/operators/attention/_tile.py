@@ -17,55 +17,30 @@ import numba
 import numpy as np
 
 from roundoff.formats._numba import threads
-from roundoff.operators._numba import (
-    LOG2_E,
-    compiled,
-    compiled_for_threads,
-    exact,
-    exact_2,
-    inner,
-    low,
-    low_2,
-)
-from roundoff.operators._vector import (
-    fma,
-    largest_of_row,
-    sum_of_64,
-    sum_of_row_of_128,
-    wide,
-)
+from roundoff.operators._numba import compiled, compiled_for_threads, inner
+from roundoff.operators._vector import largest_of_row, wide
 from roundoff.operators.attention._places import (
     ADDED,
-    AFTER,
-    ARGUMENT,
     BASE_2,
-    BY_FMA,
-    EXP,
+    BY_DROPPING,
     EXPONENT,
     FACTOR,
     LAZY,
     LOGITS,
     MAXIMUM,
-    PLAIN,
     QK,
-    QUANTIZED,
-    QUANTUM,
     SCALE,
     SCALED,
     SCORES,
-    SUBTRACT,
     SUM,
     THRESHOLD,
-    TIMES_LOG2_E,
     UNIT,
-    WAITING,
-    WEIGHTS,
 )
-from roundoff.operators.attention._rounded import put_all, put_less, put_times
+from roundoff.operators.attention._rounded import dropped, last_bit, put_all, put_times
+from roundoff.operators.attention._weighing import LANES, powers, weigh
 
 __all__ = [
     "hide",
-    "powers",
     "scaled",
     "take_in",
     "take_in_together",
@@ -73,16 +48,22 @@ __all__ = [
 ]
 
 _F, _I = np.float32, np.int32
-AT_ONCE = 8192  # elements of S that go through all steps together
-LANES = 64
+AT_ONCE = 4096  # elements of S that go through all steps together
 HIDDEN = _F(-np.inf)
-ZERO, NEGATIVE_ZERO = _F(0), _F(-0.0)
+ZERO = _F(0)
 HIGH = _F(30)
 
 
 @inner
 def scaled(x, plans, settings):
+    """S as the product left it through roundings and scale; the usual roundings take one loop."""
     wide()
+    twice = plans[QK, 0] == plans[LOGITS, 0] == BY_DROPPING and plans[SCORES, 0] == 0
+    if twice and settings[SCALED] != 0:
+        c, first, second = settings[SCALE], last_bit(plans[QK]), last_bit(plans[LOGITS])
+        for i in range(x.size):
+            x[i] = dropped(_F(dropped(x[i], first) * c), second)
+        return
     put_all(x, plans[QK])
     put_all(x, plans[SCORES])
     if settings[SCALED] != 0:
@@ -146,79 +127,9 @@ def _new_state(state, top, new, plans, settings):
 
 
 @inner
-def _arguments(S, column, plans, settings):
-    """What the exponential is taken of."""
+def _new_sums(state, column, plans):
+    """l of each row, `column` the sums of this tile."""
     wide()
-    how, c, x = settings[SUBTRACT], settings[WAITING], S.reshape(-1)
-    if how == PLAIN and settings[TIMES_LOG2_E] == 0:
-        put_less(S, column, plans[ARGUMENT])
-        return
-    for r in range(S.shape[0]):
-        shift = column[r]
-        d = _F(-_F(shift * c))
-        if how == PLAIN:
-            for j in range(S.shape[1]):
-                S[r, j] = _F(S[r, j] - shift)
-        elif how == BY_FMA:
-            for j in range(S.shape[1]):
-                S[r, j] = fma(S[r, j], c, d)
-        else:
-            for j in range(S.shape[1]):
-                S[r, j] = _F(_F(S[r, j] - shift) * c)
-    if settings[TIMES_LOG2_E] != 0:
-        for i in range(x.size):
-            x[i] = _F(x[i] * LOG2_E)
-    put_all(x, plans[ARGUMENT])
-
-
-@inner
-def powers(x, base_2, high):
-    """exp or 2^x of all; the shorter functions where nothing is high."""
-    wide()
-    if high:
-        for i in range(x.size):
-            x[i] = exact_2(x[i]) if base_2 else exact(x[i])
-    elif base_2:
-        for i in range(x.size):
-            x[i] = low_2(x[i])
-    else:
-        for i in range(x.size):
-            x[i] = low(x[i])
-
-
-@inner
-def _row_sums(S, y, column):
-    """The sum of each row as `arithmetic.row_sum` adds it up; `y` is room for them."""
-    wide()
-    for r in range(S.shape[0]):
-        n = (S.shape[1] + LANES - 1) // LANES * LANES
-        for j in range(S.shape[1]):
-            y[j] = S[r, j]
-        for j in range(S.shape[1], n):
-            y[j] = NEGATIVE_ZERO
-        while n > LANES:
-            kept = (n // LANES + 1) // 2 * LANES
-            for j in range(n - kept):
-                y[j] = _F(y[j] + y[j + kept])
-            n = kept
-        column[r] = sum_of_64(y)
-
-
-@inner
-def _row_sums_of_128(S, column):
-    """The same for the usual tile, which need not be copied first."""
-    wide()
-    for r in range(S.shape[0]):
-        column[r] = sum_of_row_of_128(S, r)
-
-
-@inner
-def _sums(S, state, plans, room, column):
-    wide()
-    if S.shape[1] == 128:
-        _row_sums_of_128(S, column)
-    else:
-        _row_sums(S, room, column)
     l, factor = state[1], state[2]  # noqa: E741 - the paper's letter
     for r in range(l.size):
         l[r] = _F(l[r] * factor[r])
@@ -230,21 +141,20 @@ def _sums(S, state, plans, room, column):
 
 
 @inner
-def _cast(x, plans, settings):
+def _rescale(o, factors):
+    """O of earlier tiles to the new maximum, which few rows have after the first tiles."""
     wide()
-    if settings[QUANTIZED] != 0:
-        c = settings[QUANTUM]
-        put_times(x, c, plans[WEIGHTS])
-        for i in range(x.size):
-            x[i] = _F(x[i] / c)
-    else:
-        put_all(x, plans[WEIGHTS])
+    for r in range(o.shape[0]):
+        if factors[r] != _F(1):
+            for i in range(o.shape[1]):
+                o[r, i] = _F(o[r, i] * factors[r])
 
 
 @inner
-def _take_in(S, at, state, seen, how, room):
-    """Some rows of the tile through all steps; `at` is the first of them, and the first key."""
+def _take_in(tile, at, state, seen, how, room):
+    """Some rows of S and O through all steps; `at` is the first of them, and the first key."""
     wide()
+    S, o = tile
     begin, start = at
     plans, settings = how
     columns, spare = room
@@ -254,45 +164,43 @@ def _take_in(S, at, state, seen, how, room):
         hide(S, seen, begin, start)
     _largest(S, column)
     high = _new_state(state, column, new, plans, settings)
-    _arguments(S, column, plans, settings)
-    powers(x, settings[BASE_2] != 0, high)
-    put_all(x, plans[EXP])
-    if settings[AFTER] == 0:
-        _sums(S, state, plans, spare, column)
-    _cast(x, plans, settings)
-    if settings[AFTER] != 0:
-        _sums(S, state, plans, spare, column)
+    if o.shape[1]:
+        _rescale(o, state[2])
+    weigh(S, column, spare, high, how)
+    _new_sums(state, column, plans)
 
 
 @inner
-def _take_in_rows(scores, state, seen, at, how, room):
+def _take_in_rows(tile, state, seen, at, how, room):
     """Rows `at[0]` to `at[1]` of a tile, some at a time; `at[2]` is the tile's first key."""
+    scores, o = tile
     first, last, start = at
     some = room[0].shape[1]
     for begin in range(first, last, some):
         rows = slice(begin, min(begin + some, last))
         parts = state[0, rows], state[1, rows], state[2, rows], state[3, rows], state[4, rows]
-        _take_in(scores[rows], (begin, start), parts, seen, how, room)
+        _take_in((scores[rows], o[rows]), (begin, start), parts, seen, how, room)
 
 
 @compiled
-def take_in(scores, state, seen, start, plans, settings):
-    """Make S into P, and the state before the tile into that after it.
+def take_in(scores, o, state, seen, start, how):
+    """Make S into P, and the state before the tile into that after it; `how`: plans, settings.
 
+    `o` [R,Dv] goes to the new maximum; [R,0] where that is left to `_product.add_up`.
     `seen` [2,R] is the first key that a row sees and the first that it does not see any more,
     of all keys; `start` is the tile's first. [2,0] where every row sees the whole tile.
     """
     R, K = scores.shape
     room = np.empty((2, max(1, AT_ONCE // K)), np.float32), np.empty(K + LANES, np.float32)
-    _take_in_rows(scores, state, seen, (0, R, start), (plans, settings), room)
+    _take_in_rows((scores, o), state, seen, (0, R, start), how, room)
 
 
 @compiled_for_threads
-def take_in_together(scores, state, seen, start, plans, settings):
+def take_in_together(scores, o, state, seen, start, how):
     """The same on several threads."""
     R, K = scores.shape
     some = max(1, AT_ONCE // K)
     for part in numba.prange((R + some - 1) // some):
         room = np.empty((2, some), np.float32), np.empty(K + LANES, np.float32)
         at = part * some, min((part + 1) * some, R), start
-        _take_in_rows(scores, state, seen, at, (plans, settings), room)
+        _take_in_rows((scores, o), state, seen, at, how, room)

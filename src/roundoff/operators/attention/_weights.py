@@ -12,8 +12,9 @@ from __future__ import annotations
 import numba
 
 from roundoff.formats._numba import threads
+from roundoff.operators._lanes import Lanes, in_place
 from roundoff.operators._numba import compiled, compiled_for_threads, inner
-from roundoff.operators._vector import bits, fma, number, sum_of_row, wide
+from roundoff.operators._vector import sum_of_row, wide
 
 __all__ = ["threads", "weigh", "weigh_together"]
 
@@ -36,33 +37,29 @@ COEFFICIENTS = (
 )
 
 
-@inner
-def _exp2(x):
+def _exp2(x: Lanes) -> Lanes:
     """2^x of x from `LOWEST` to 1023, to about an ulp."""
     shifted = x + TO_WHOLE
     f = x - (shifted - TO_WHOLE)
-    q = COEFFICIENTS[0]
-    q = fma(q, f, COEFFICIENTS[1])
-    q = fma(q, f, COEFFICIENTS[2])
-    q = fma(q, f, COEFFICIENTS[3])
-    q = fma(q, f, COEFFICIENTS[4])
-    q = fma(q, f, COEFFICIENTS[5])
-    q = fma(q, f, COEFFICIENTS[6])
-    q = fma(q, f, COEFFICIENTS[7])
-    q = fma(q, f, COEFFICIENTS[8])
-    q = fma(q, f, COEFFICIENTS[9])
-    q = fma(q, f, COEFFICIENTS[10])
-    return fma(q, f, 1.0) * number(bits(shifted) << 52)
+    q = f.times_plus(COEFFICIENTS[0], COEFFICIENTS[1])
+    for coefficient in (*COEFFICIENTS[2:], 1.0):
+        q = q.times_plus(f, coefficient)
+    return q * (shifted.bits() << 52).number()
+
+
+def _shifted_exp2(x: Lanes, shift: Lanes) -> Lanes:
+    y = x - shift
+    return y.compared(">=", LOWEST).choose(_exp2(y), 0.0)
+
+
+_exp2_all, _shifted_exp2_all = in_place(_exp2), in_place(_shifted_exp2)
 
 
 @inner
 def _weigh(S, shifts, totals):
     wide()
     for r in range(S.shape[0]):
-        shift = shifts[r]
-        for j in range(S.shape[1]):
-            x = S[r, j] - shift
-            S[r, j] = _exp2(x) if x >= LOWEST else 0.0
+        _shifted_exp2_all(S[r], (shifts[r],))
         totals[r] += sum_of_row(S, r)
 
 
@@ -70,8 +67,7 @@ def _weigh(S, shifts, totals):
 def _weigh_small(S, totals):
     wide()
     for r in range(S.shape[0]):
-        for j in range(S.shape[1]):
-            S[r, j] = _exp2(S[r, j])
+        _exp2_all(S[r], ())
         totals[r] += sum_of_row(S, r)
 
 

@@ -25,7 +25,9 @@ from roundoff.operators.attention._places import (
     BY_FMA,
     EXP,
     IN_FULL,
+    OUT,
     PLAIN,
+    PRODUCT,
     QK,
     SCORES,
     TIMES,
@@ -54,6 +56,9 @@ __all__ = [
 
 HELD = 2**17
 """Scores of a tile that are held at a time: half of a core's second cache, in float32."""
+
+ENOUGH = 2**12
+"""Numbers of O that tell how a product is added to them; fewer take little time in any case."""
 
 MOST_ROWS, LEAST_ROWS = 512, 64
 FP32 = FORMATS["fp32"]
@@ -151,9 +156,11 @@ def attend(block: Block, tiles: list[slice]) -> Attention:
     # Each thread's core has a cache of its own.
     together = min(heads, max(1, torch.get_num_threads() * HELD // (size * keys)))
     room = _Room(*(q.new_empty(together * size * n) for n in (keys, v.shape[-1], v.shape[-1])))
+    all_seen = seen(block, slice(0, rows), 1)
     for first in range(0, heads, together):
         group = slice(first, min(first + together, heads))
-        part = _Heads(block, group, tiles, *_cut(k[group].transpose(1, 2), v[group], tiles))
+        cut = _cut(k[group].transpose(1, 2), v[group], tiles)
+        part = _Heads(block, group, tiles, *cut, all_seen)
         for start in range(0, rows, size):
             at = slice(start, min(start + size, rows))
             with _loops().threads((group.stop - first) * size * keys) as shared:
@@ -190,13 +197,17 @@ class _Room:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each."""
+    """Some heads of a block, cut into tiles: K^T [G,D,K] and V [G,K,Dv] each.
+
+    `seen` [2,R] is that of all rows of the block.
+    """
 
     block: Block
     group: slice
     tiles: list[slice]
     k: list[Tensor]
     v: list[Tensor]
+    seen: NDArray[np.int64]
 
 
 def hide(block: Block, group: slice, s: Tensor, rows: slice, keys: slice) -> None:
@@ -227,8 +238,10 @@ def _walk(
     )
     o, added = (x.numpy().reshape(heads * rows, -1) for x in (O, product))
     how = plans(block.recipe), settings(block)
-    of = seen(block, at, heads)
+    of = part.seen[:, at]
     first, end = int(of[0].max()), int(of[1].min())
+    of = np.tile(of, heads) if first > 0 or end < block.k.shape[-2] else EVERYWHERE
+    onto = not how[0][PRODUCT : OUT + 1].any() and _added_in_product(part.tiles, O)
     s, flat = room.scores, None
     for number, keys in enumerate(part.tiles):
         if not number or keys.stop - keys.start != s.shape[-1]:
@@ -237,12 +250,38 @@ def _walk(
         torch.bmm(q, part.k[number], out=s)
         hide(block, part.group, s, at, keys)
         whole = first <= keys.start and keys.stop <= end
-        take_in(flat, state, EVERYWHERE if whole else of, keys.start, *how)
+        rescaled = o[:, : dims if onto and number else 0]
+        take_in(flat, rescaled, state, EVERYWHERE if whole else of, keys.start, how)
+        if onto and number:
+            O.baddbmm_(s, part.v[number])
+            continue
         if number:
             add_up(o, added, state, number == 1, False, how[0])
-        torch.bmm(s, part.v[number], out=product)
-    add_up(o, added, state, len(part.tiles) == 1, True, how[0])
+        torch.bmm(s, part.v[number], out=O if onto else product)
+    if not onto:
+        add_up(o, added, state, len(part.tiles) == 1, True, how[0])
     return torch.as_tensor(state).view(5, heads, rows, 1), O
+
+
+def _added_in_product(tiles: list[slice], out: Tensor) -> bool:
+    widths = {keys.stop - keys.start for keys in tiles}
+    return all(_adds_last(*out.shape, width, torch.get_num_threads()) for width in sorted(widths))
+
+
+@lru_cache(maxsize=256)
+def _adds_last(heads: int, rows: int, dims: int, width: int, _threads: int) -> bool:
+    """Whether a product that torch adds to O gives the bits of the product, then the sum.
+
+    Libraries do so at some shapes, and at others begin their sum with O: one try tells.
+    """
+    if heads * rows * dims < ENOUGH:
+        return False
+    numbers = torch.Generator().manual_seed(0)
+    p, v, onto = (
+        torch.randn(shape, generator=numbers)
+        for shape in ((heads, rows, width), (heads, width, dims), (heads, rows, dims))
+    )
+    return torch.equal(onto + torch.bmm(p, v), torch.baddbmm(onto, p, v))
 
 
 def seen(block: Block, at: slice, heads: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roundoff.studies.flash_attention import plan, training
+from roundoff.studies.flash_attention import plan, training, watched
 from roundoff.studies.flash_attention.claims import CLAIMS
 from roundoff.studies.study import Study
 
@@ -17,4 +17,6 @@ STUDY = Study(
     experiments=training.EXPERIMENTS,
     training_claims=training.CLAIMS,
     on_time=frozenset({"C10"}),
+    watched=watched.WATCHED,
+    watched_claims=watched.CLAIMS,
 )
