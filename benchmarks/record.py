@@ -42,7 +42,9 @@ from roundoff.studies.recipes import evidence_plan
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
-PAGES = ("README.md", "docs/study.md", "docs/recipes.md", "docs/training.md")
+PAGES = (
+    "README.md", "docs/study.md", "docs/recipes.md", "docs/training.md", "docs/workloads.md",
+)  # fmt: skip
 OUTPUTS = ("out", "dq", "dk", "dv")
 FIELDS = {
     "match": "match", "worst": "worst", "null": "null", "lift": "lift", "r2": "r2",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import roundoff
+from roundoff.cli.list import _LISTS
 from roundoff.operators.attention.catalogue import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,3 +50,11 @@ def test_every_recipe_is_told_in_the_catalogue_with_what_is_known_of_it() -> Non
     assert set(family.values()) == {"defined"}
     one_a_format = {n for n in RECIPES if re.fullmatch(r"(baseline|paper)-[a-z]+\d+\w*", n)}
     assert told == {n: RECIPES[n].known for n in RECIPES if n not in one_a_format}
+
+
+def test_every_probe_is_told_in_its_own_words() -> None:
+    page = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    table = page.partition("## What readings mean")[2].partition("\n### ")[0]
+    told = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", table, flags=re.MULTILINE)
+    listed = [(r["name"], r["of"], r["what it is"]) for r in _LISTS["probes"](None)]
+    assert told == listed

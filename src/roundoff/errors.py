@@ -6,6 +6,7 @@
     ├── MissingLibraryError     an optional library is not installed
     ├── UnsupportedError        a kernel or format cannot do what was asked
     ├── KernelError             a kernel broke its contract (shape, dtype, wrong back-end ran)
+    ├── CandidateError          a candidate failed in somebody's training, which is as it was
     ├── GoldenError             golden cannot judge this candidate
     ├── RunError                a run directory that cannot be read or written
     ├── CheckpointError         a checkpoint that cannot be read
@@ -22,6 +23,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CandidateError",
     "CellError",
     "CheckpointError",
     "GoldenError",
@@ -34,6 +36,7 @@ __all__ = [
     "UsageError",
     "WorkerDiedError",
     "in_one_line",
+    "told",
 ]
 
 
@@ -90,6 +93,10 @@ class KernelError(RoundoffError):
     """A kernel broke its contract: shape, dtype, or another back-end ran."""
 
 
+class CandidateError(RoundoffError):
+    """A candidate failed in the middle of somebody's training, which is left as it was."""
+
+
 class GoldenError(RoundoffError):
     """Golden is not accurate enough to judge this candidate."""
 
@@ -118,3 +125,12 @@ def in_one_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def told(error: Exception) -> str:
+    """What went wrong: what roundoff says of it, or `in_one_line` of somebody else's error.
+
+    >>> told(UsageError("steps is 0")), told(ValueError("too long"))
+    ('steps is 0', 'ValueError: too long')
+    """
+    return str(error) if isinstance(error, RoundoffError) else in_one_line(error)

@@ -106,7 +106,7 @@ def test_when(net):
     steps = []
 
     class Sink:
-        def write(self, step, readings):
+        def write(self, step, readings, findings):
             steps.append((step, {r.of for r in readings}))
 
         def close(self):
@@ -231,7 +231,7 @@ def test_a_probe_that_raises_is_switched_off_once(net, monkeypatch, caplog):
 
 def test_a_sink_that_raises_is_switched_off(net, caplog):
     class Sink:
-        def write(self, step, readings):
+        def write(self, step, readings, findings):
             raise OSError(28, "No space left on device")
 
         def close(self):

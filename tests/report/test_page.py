@@ -12,8 +12,8 @@ from roundoff.report import page as page_module
 from roundoff.report import write_report
 from roundoff.store import Run
 
-from .runs import HOSTILE, RUNS
-from .trainings import TRAININGS
+from .runs import HOSTILE, RUNS, write_run
+from .trainings import TRAININGS, repeats, training
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 
@@ -217,6 +217,8 @@ class TestTraining:
         assert [told.count(w) for w in ("inf", "nan", "exactly 0")] == [1, 1 + 5, 5]
         loss = next(f for f in found.figures if f["id"].endswith("loss"))
         assert "fast is NaN or infinite from step 10 on" in loss["views"][0]["caption"]
+        assert "fast: its loss is inf from step 10 on in repeat 0, 1, 2 of 3" in found.text
+        assert "ulp: its loss is NaN from step 1 on in repeat 1 of 3" in found.text
 
     def test_without_a_distance_to_draw_the_page_says_so(self, page):
         assert "No distance can be drawn" in page("idle").text
@@ -227,6 +229,15 @@ class TestTraining:
         assert [f["id"] for f in found.figures] == ["training-1-loss"]
         assert "once upon 0" in found.text
         assert "No distance can be drawn" not in found.text
+
+    def test_the_sample_is_that_of_the_long_run_with_its_steps(self, tmp_path):
+        long = training(0, candidates=(), yardsticks=(), sample={"text": "a whole sentence"},
+                        experiment={"steps": 4000, "what": "long"})  # fmt: skip
+        run = write_run(tmp_path / "run", [*repeats(2, experiment={"what": "repeat"}), long])
+        text = write_report(run)[0].read_text()
+        assert "What the baseline makes after 4000 steps" in text
+        assert "once upon" not in text
+        assert text.count("a whole sentence") == 1
 
     def test_bench_and_training_share_a_page(self, page):
         found = page("both")

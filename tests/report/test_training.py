@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from roundoff.errors import UsageError
 from roundoff.report.curves import distance_figures, unit_figures
-from roundoff.report.drawings import grey_png, sampled_of
+from roundoff.report.drawings import grey_png, made_of
 from roundoff.report.layers import MOST_TENSORS, layer_figures, short_tensors
 from roundoff.report.losses import MOST_POINTS, loss_figures
 from roundoff.report.rows import samples_of
@@ -119,7 +119,7 @@ class TestCurves:
     def test_a_ratio_that_is_not_finite_is_told_with_who_and_when(self):
         lines = repeats(far=lambda arm, s, r: math.nan if (arm, s) == ("fast", 20) else s * 1e-3)
         _, view = view_of(unit_figures(only(lines), "t"), "rel_l2")
-        assert "fast over ulp is not finite from step 20 on" in view.caption
+        assert "No ratio where fast is nan from step 20 on" in view.caption
 
     def test_losses_are_means_and_as_many_as_a_curve_has_room_for(self):
         steps = 2 * MOST_POINTS + 8
@@ -238,9 +238,9 @@ class TestDrawings:
     def test_what_is_no_picture_is_refused_and_told(self, image):
         with pytest.raises(UsageError, match="no picture"):
             grey_png(image)
-        assert "no picture" in sampled_of({"images": [image], "captions": []}).problem
+        assert "no picture" in made_of({"images": [image], "captions": []}).problem
 
     @pytest.mark.parametrize("sample", [None, {}, "x", {"images": 3}, {"text": ""}])
     def test_nothing_is_nothing(self, sample):
-        found = sampled_of(sample)
+        found = made_of(sample)
         assert [found.drawings, found.text, found.problem] in ([(), "", ""], [[], "", ""])

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from roundoff.errors import KernelError, RunError, UsageError
+from roundoff.errors import CellError, RunError, UsageError
 from roundoff.state.random_states import RandomStates
 from roundoff.store.json import dumps, loads
 from roundoff.training import lab as room
 from roundoff.training.arms import parse_arm
 from roundoff.training.experiment import Experiment, logged_steps
 from roundoff.training.lab import Lab
-from roundoff.workloads import load_workload
 
 HERE = Path(__file__).parent
 TINY = str(HERE / "tiny.py")
@@ -133,13 +132,26 @@ def test_arms_whose_names_read_alike_keep_states_of_their_own(tmp_path, monkeypa
 
 
 def test_a_damaged_state_is_told(tmp_path, monkeypatch):
+    """Cut short, or one bit of a number flipped where every format still reads."""
     monkeypatch.setattr(room, "SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         Lab(repeat(), tmp_path).run(_interrupt_at(5))
-    file = next(tmp_path.glob("step-*/*-ulp.safetensors"))
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(RunError, match="damaged"):
-        Lab(repeat(), tmp_path).run()
+    cut, direct, notes = (
+        next(tmp_path.glob(f"step-*/{name}"))
+        for name in ("*-ulp.safetensors", "direct.safetensors", "notes.json")
+    )
+    whole = {file: file.read_bytes() for file in (cut, direct, notes)}
+    assert b'"step": 3' in whole[notes]
+    for file, broken in (
+        (cut, whole[cut][:-9]),
+        (direct, whole[direct][:-9] + bytes([whole[direct][-9] ^ 1]) + whole[direct][-8:]),
+        (notes, whole[notes].replace(b'"step": 3', b'"step": 8', 1)),
+    ):
+        file.write_bytes(broken)
+        with pytest.raises(RunError, match=r"^the state in .* is damaged .* remove") as raised:
+            Lab(repeat(), tmp_path).run()
+        assert "\n" not in str(raised.value)
+        file.write_bytes(whole[file])
 
 
 def _interrupt_at(stop):
@@ -158,7 +170,8 @@ def test_fp16_trains_with_loss_scaling():
 
 
 def test_a_patch_must_keep_the_parameters():
-    with pytest.raises(KernelError, match="keep the model's own parameters"):
+    says = "arm .*:replacing., step 1: .* keep the model.s own parameters"
+    with pytest.raises(CellError, match=says):
         Lab(repeat(candidates=(f"{TINY}:replacing",), yardsticks=())).run()
 
 
@@ -192,10 +205,33 @@ def test_ids_know_what_was_asked():
     assert set(experiment(repeats=1).all_repeats()) < set(experiment(repeats=3).all_repeats())
 
 
-def test_fp16_runs_in_few_repeats():
+def test_fp16_runs_in_few_repeats_on_a_cpu():
     many = experiment(repeats=9, yardsticks=("fp16", "ulp"))
     held = [any(a.format == "fp16" for a in many.arms_of(i)) for i in range(9)]
     assert held == [True] * 3 + [False] * 6
+    gpu = experiment(repeats=9, yardsticks=("fp16", "ulp"), device="cuda")
+    assert all(len(gpu.arms_of(i)) == 4 for i in range(9))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_repeat_on_cuda(tmp_path, monkeypatch):
+    from roundoff.training.peak import peak_of
+
+    asked = Experiment("text", "torch-math", ("fa2@bf16", "fp16"), ("ulp", "bf16"), steps=6,
+                       repeats=1, sampled=6, device="cuda")  # fmt: skip
+    [one] = asked.all_repeats().values()
+    monkeypatch.setattr(room, "SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        Lab(one, tmp_path).run(_interrupt_at(3))
+    lab = Lab(one, tmp_path)
+    found = lab.run()
+    assert lab.baseline.device == "cuda"
+    assert {arm for arm in found["distances"] if by_step(found, arm)[6] > 0} == set(
+        found["distances"]
+    )
+    assert found["direct"]["fa2@bf16"]["gradient"]["samples"] >= 4
+    assert peak_of(asked, "torch-math") > 0
 
 
 def test_logged_steps_end_with_the_last():
@@ -208,28 +244,29 @@ def test_one_ulp_is_one_ulp():
     from roundoff.training.runner import Runner
 
     e = experiment()
-    made = [
-        Runner(
-            load_workload(e.workload),
-            3,
-            10,
-            arm=parse_arm("ulp"),
-            baseline=e.variant,
-            format="fp32",
-        )
-        for _ in range(2)
-    ]
+    made = [Runner(e, 3, parse_arm("ulp")) for _ in range(2)]
     with made[0]:
         made[0].nudge()
     a, b = (torch.cat([p.detach().flatten() for p in r.task.model.parameters()]) for r in made)
     assert int((a != b).sum()) == 1
-    # ... and one that the first step feels.
-    with made[1] as other:
-        other.gradients(0)
-    felt = torch.cat([p.grad.flatten() for p in made[1].task.model.parameters()])
-    assert felt[(a != b)].item() != 0
     at = int((a != b).nonzero())
     assert a[at] == torch.nextafter(b[at], torch.tensor(torch.inf))
+    # ... and of the weight of a matrix whose ulp changes the first loss most.
+    with made[1] as other:
+        other.gradients(0)
+    weights = list(made[1].task.model.parameters())
+    ulps = torch.nextafter(b, torch.tensor(torch.inf)) - b
+    felt = (ulps * torch.cat([p.grad.flatten() for p in weights])).abs()
+    matrices = torch.cat([torch.full((p.numel(),), p.ndim > 1) for p in weights])
+    assert felt[at] == felt[matrices].max()
+
+
+@pytest.mark.parametrize(("workload", "seed"), [("text", 0), ("text", 5), ("text-to-image", 0)])
+def test_one_ulp_is_not_lost_in_the_next_update(workload, seed):
+    """A weight that was drawn had no more than a gradient: at seed 5 its ulp was gone at once."""
+    asked = Experiment(workload, yardsticks=("ulp",), steps=2, repeats=1, seed=seed, sampled=0)
+    [one] = asked.all_repeats().values()
+    assert all(at["rel_l2"] > 0 for at in Lab(one).run()["distances"]["ulp"])
 
 
 def test_the_process_is_left_as_it_was():

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
+from roundoff.errors import CandidateError, UnknownNameError, UnsupportedError, UsageError
 from roundoff.intercept.attention import AttentionFunction
 from roundoff.training.shadow import REDRAWN, Shadow, shadow
 from roundoff.training.variants import AS_IT_IS, attended, autocast, patched, variant
@@ -554,7 +554,7 @@ def test_an_error_in_a_candidate_leaves_everything_as_it_was(fails_at, way):
     def failing(*args):
         count[0] += 1
         if count[0] == fails_at:
-            raise ArithmeticError("candidate")
+            raise ArithmeticError("mine")
         return functional.scaled_dot_product_attention(*args[:3])
 
     def patch(model):
@@ -569,14 +569,43 @@ def test_an_error_in_a_candidate_leaves_everything_as_it_was(fails_at, way):
         for i in range(fails_at - 1):
             s(lambda model, x: model(x).square().mean(), batch(i)).backward()
         inside = state(model)
-        with pytest.raises(ArithmeticError, match="candidate"):
+        says = f"^candidate '(patch|failing)' failed at call {fails_at}: ArithmeticError: mine;"
+        with pytest.raises(CandidateError, match=says) as raised:
             s(lambda model, x: model(x).square().mean(), batch(fails_at))
-        assert state(model)[0] == inside[0]
+        assert isinstance(raised.value.__cause__, ArithmeticError)
+        failed = state(model)
+        assert failed[0] == inside[0]
+        assert same(failed[1], inside[1])
+        assert torch.equal(failed[2], inside[2])
+        [error] = s.errors.values()
+        assert error.given_up == 1
+        s(lambda model, x: model(x).square().mean(), batch(fails_at)).backward()  # it goes on
+        assert (s.calls, error.given_up) == (fails_at + 1, 1)
     after = state(model)
     assert after[0] == before[0]
-    assert same(after[1], inside[1])
-    assert torch.equal(after[2], inside[2])
     assert after[3] is before[3]
+
+
+@pytest.mark.parametrize("fails_at", [1, REDRAWN])
+def test_an_error_of_the_training_comes_through_as_it_is(fails_at):
+    class OwnError(Exception):
+        pass
+
+    def broken(model, x):
+        model(x)
+        raise OwnError("mine")
+
+    model = Plain()
+    before = state(model)
+    with shadow(model, None, blurred) as s:
+        for i in range(fails_at - 1):
+            s(lambda model, x: model(x).square().mean(), batch(i)).backward()
+        inside = state(model)
+        with pytest.raises(OwnError) as raised:
+            s(broken, batch(fails_at))
+        assert raised.value.__cause__ is raised.value.__context__ is None
+        assert same(state(model)[1], inside[1])
+    assert state(model)[0] == before[0]
 
 
 def test_a_candidate_of_nan_cannot_be_told_and_hurts_nothing():

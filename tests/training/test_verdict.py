@@ -7,6 +7,7 @@ import pytest
 from roundoff.metrics.intervals import ratio_interval
 from roundoff.training.verdict import (
     arms_of,
+    broken,
     direct_errors,
     distance,
     growth,
@@ -71,8 +72,38 @@ def test_what_is_not_finite_is_said():
     records = [record(i, mine=lambda s: math.nan, ulp=law(1.0)) for i in range(3)]
     [at, *_] = units(records, ["mine"], ["ulp"])
     assert at.ratio is None
-    assert at.why == "not finite"
+    assert at.why == "mine is nan"
     assert math.isnan(distance(records, "mine", 1).estimate)
+
+
+def logged(repeat, **logs):
+    """A repeat with logs of (loss, norm of the gradient, maybe whether the step was skipped)."""
+    keys = ("loss", "grad_norm", "skipped")
+    return {
+        "training": {"repeat": repeat},
+        "distances": {arm: [] for arm in logs if arm != "baseline"},
+        "log": {
+            arm: [{"step": i, **dict(zip(keys, at, strict=False))} for i, at in enumerate(log, 1)]
+            for arm, log in logs.items()
+        },
+    }
+
+
+def test_who_was_not_finite_from_when_on_and_in_which_repeats():
+    fine, nan, inf = (1.0, 1.0), (math.nan, 1.0), (2.0, math.inf)
+    records = [
+        logged(0, baseline=[fine] * 4, gone=[fine, fine, fine, nan], back=[fine, inf, fine, fine],
+               scaled=[(1.0, math.inf, True), *[fine] * 3]),
+        logged(1, baseline=[fine] * 4, gone=[fine, fine, nan, nan], back=[fine] * 4),
+        logged(2, baseline=[fine] * 4, gone=[fine] * 4),
+    ]  # fmt: skip
+    gone, back = broken(records)
+    assert (gone.arm, gone.step, gone.repeats, gone.of, gone.lasts) == ("gone", 3, (0, 1), 3, True)
+    assert str(gone).startswith("gone: its loss is NaN from step 3 on in repeat 0, 1 of 3: it div")
+    assert str(back) == "back: its gradient is inf first at step 2 in repeat 0 of 2: " \
+        "it was finite again later"  # fmt: skip
+    [base] = broken([logged(0, baseline=[fine, nan], arm=[fine, fine])])
+    assert "from step 2 on: after it nothing can be compared" in str(base)
 
 
 @pytest.mark.parametrize("power", [-0.5, 0.0, 1.0, 2.5])
@@ -98,9 +129,8 @@ def judged(verdict, size, gain):
         "gain": {"value": gain},
         "why": "so it is",
     }
-    return {
-        "mine": {"gradient": {"verdict": verdict, "all": one, "tensors": [one]}, "update": None}
-    }
+    found = {"verdict": verdict, "all": one, "tensors": [one], "samples": 8, "redrawn": 2}
+    return {"mine": {"gradient": found, "update": None, "given_up": 3}}
 
 
 def test_the_gravest_word_of_all_repeats_counts():
@@ -112,4 +142,5 @@ def test_the_gravest_word_of_all_repeats_counts():
     assert (found.verdict, found.counts) == ("biased", {"biased": 1, "noise": 1})
     assert found.gain == -1e-2
     assert found.size.estimate == pytest.approx(2.0)
+    assert (found.samples, found.given_up) == (20, 6)
     assert direct_errors(records, "mine", "update") is None

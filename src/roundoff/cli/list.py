@@ -13,8 +13,8 @@ from roundoff.cli.terminal import print_json, print_table
 __all__ = ["list_command"]
 
 Kind = Literal[
-    "formats", "recipes", "kernels", "inputs", "parameters", "metrics", "workloads", "arms",
-    "studies", "all",
+    "formats", "recipes", "kernels", "inputs", "parameters", "metrics", "probes", "workloads",
+    "arms", "studies", "all",
 ]  # fmt: skip
 Row = dict[str, Any]
 
@@ -31,7 +31,8 @@ def list_command(
     Parameters
     ----------
     kind:
-        formats, recipes, kernels, inputs, parameters, metrics, workloads, arms, studies, or all.
+        formats, recipes, kernels, inputs, parameters, metrics, probes, workloads, arms, studies,
+        or all.
     operator:
         Only what belongs to this operator.
     json:
@@ -122,6 +123,24 @@ def _metrics(operator: str | None) -> list[Row]:
     ]
 
 
+def _probes(operator: str | None) -> list[Row]:
+    from roundoff.formats import FORMATS  # noqa: PLC0415
+    from roundoff.metrics.probes import FORMAT_PROBES, PROBES  # noqa: PLC0415
+    from roundoff.operators.attention.observed import ROW_PROBES  # noqa: PLC0415
+
+    asking = {name: make(FORMATS["bf16"]) for name, make in FORMAT_PROBES.items()}
+    tables = {
+        "tensors": PROBES,
+        "tensors, with a format": asking,
+        "attention": ROW_PROBES,
+    }
+    return [
+        {"name": name, "of": of, "what it is": probe.doc}
+        for of, probes in tables.items()
+        for name, probe in probes.items()
+    ]
+
+
 def _workloads(operator: str | None) -> list[Row]:
     from roundoff.workloads import WORKLOADS  # noqa: PLC0415
 
@@ -150,6 +169,7 @@ _LISTS: dict[str, Callable[[str | None], list[Row]]] = {
     "inputs": _inputs,
     "parameters": _parameters,
     "metrics": _metrics,
+    "probes": _probes,
     "workloads": _workloads,
     "arms": _arms,
     "studies": _studies,

@@ -23,7 +23,7 @@ from roundoff.cli.terminal import (
     progress_bar,
     say_again,
 )
-from roundoff.cli.train import carry_out_training
+from roundoff.cli.train import carry_out_training, tell_missing
 from roundoff.errors import MissingLibraryError, UnsupportedError
 from roundoff.live.trained import watched_line
 from roundoff.operators import OPERATORS
@@ -35,7 +35,7 @@ from roundoff.store.tables import frame
 from roundoff.studies import STUDIES
 from roundoff.studies.study import Claim, Study
 from roundoff.subjects import resolve_subject
-from roundoff.training.sweep import finished, step_times
+from roundoff.training.sweep import finished, missing, step_times
 
 __all__ = ["study_command"]
 
@@ -143,6 +143,7 @@ def _train(study: Study, preset: str, seed: int, folder: Path, running: Running)
     except (UnsupportedError, MissingLibraryError) as error:
         _tell_left_out(study.training_claims, error)
         return []
+    tell_missing(missing(run, experiment))
     return study.judge_training(finished(run, experiment), step_times(run, experiment))
 
 

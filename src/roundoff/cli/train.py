@@ -24,23 +24,34 @@ from roundoff.executors import LocalExecutor
 from roundoff.store import Run
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment
-from roundoff.training.sweep import all_ids, finished, run_repeats, step_times, total_steps
+from roundoff.training.lab import BASELINE
+from roundoff.training.sweep import (
+    Missing,
+    asked,
+    finished,
+    missing,
+    run_repeats,
+    step_times,
+    total_steps,
+    tried,
+)
 from roundoff.training.verdict import (
     METRIC,
     Direct,
     Unit,
     arms_of,
+    broken,
     direct_errors,
     distance,
     growth,
     losses,
+    skipped,
     steps_of,
     units,
     values,
 )
-from roundoff.workloads import load_workload
 
-__all__ = ["carry_out_training", "train_command"]
+__all__ = ["carry_out_training", "tell_missing", "train_command"]
 
 
 def train_command(
@@ -57,6 +68,7 @@ def train_command(
     threads: int = 1,
     long: int = 0,
     timing: Annotated[bool, Parameter(negative="")] = False,
+    device: str = "cpu",
     report: bool = True,
     running: Running = Running(),
 ) -> int:
@@ -90,7 +102,9 @@ def train_command(
     long:
         Also one baseline run of so many steps, whose samples the report shows.
     timing:
-        Also time a step with each candidate, in turn with the baseline's.
+        Also take time and peak memory of a step with each candidate, beside the baseline's.
+    device:
+        Where all of it trains: cpu or cuda.
     report:
         Write report.html and pictures beside the results; --no-report leaves them out.
     """
@@ -101,43 +115,49 @@ def train_command(
         )
     experiment = Experiment(
         workload, baseline, _names(candidate), _names(yardsticks),
-        format, steps, repeats, seed, sampled, threads, long, timing,
+        format, steps, repeats, seed, sampled, threads, long, timing, device,
     )  # fmt: skip
+    if not (experiment.arms or experiment.long):
+        raise UsageError(
+            "nothing to train beside the baseline: name a --candidate or --yardsticks "
+            "(roundoff list arms), or the length of one --long run"
+        )
     folder = running.output or Path("runs") / f"train-{digest(experiment.to_record())[:8]}"
     run = carry_out_training(experiment, running, folder=folder, manifest={})
     records = finished(run, experiment)
-    if not records:
-        messages().print("no repeat was finished", style="red")
-        say_again(folder)
-        return 2
-    pages = _report(run) if report else []
+    pages = _report(run) if report and records else []
     _show(run, experiment, records, pages, running)
+    lost, wrong = missing(run, experiment), broken(records)
+    tell_missing(lost)
+    for b in wrong:
+        messages().print(str(b), style="yellow", markup=False, soft_wrap=True)
     say_again(folder)
-    return 0
+    return 2 if lost or any(b.arm == BASELINE.name and b.lasts for b in wrong) else 0
 
 
 def carry_out_training(
     experiment: Experiment, running: Running, *, folder: Path, manifest: dict[str, Any]
 ) -> Run:
     """Train the repeats that the run in `folder` does not have, with a progress bar."""
-    load_workload(experiment.workload)
-    _ = experiment.variant
     jobs = running.workers
+    if not (folder / "manifest.json").exists():
+        tried(experiment)
     kind = {"command": command_line(), "training": experiment.to_record(), **manifest}
     run = Run.create_or_open(folder, manifest=kind)
-    wanted = all_ids(experiment)
-    if wanted <= run.finished_ids():
+    if asked(experiment).keys() <= run.finished_ids():
         return run
     messages().print(_told_before(experiment, jobs, folder), style="dim", soft_wrap=True)
     executor = LocalExecutor(jobs, timeout=None, threads=experiment.threads)
     with executor, progress_bar("training, steps", total_steps(experiment)) as advance:
         run_repeats(run, experiment, executor, in_flight=jobs, tell=advance)
-    for row in run.rows():
-        if row["id"] in wanted and row.get("error"):
-            what, number = (row["training"][name] for name in ("what", "repeat"))
-            text = f"{what} {number} {row['status']}: {row['error']}"
-            messages().print(text, style="red", markup=False, soft_wrap=True)
     return run
+
+
+def tell_missing(lost: Sequence[Missing]) -> None:
+    """What the verdict lacks, and why."""
+    for m in lost:
+        text = f"missing in the verdict: {', '.join(m.names)} ({m.status}): {m.error}"
+        messages().print(text, style="red", markup=False, soft_wrap=True)
 
 
 def _told_before(experiment: Experiment, jobs: int, folder: Path) -> str:
@@ -174,8 +194,11 @@ def _show(
     if running.json:
         print_json("train", _document(run, experiment, records, pages))
         return
+    if not records:
+        messages().print("no repeat was finished", style="red")
+        return
     steps = steps_of(records)
-    _show_distances(records, _spread(steps, 5))
+    _show_distances(experiment, records, _spread(steps, 5))
     _show_units(experiment, records, _spread(steps, 3))
     _show_direct(experiment, records)
     _show_times(step_times(run, experiment))
@@ -191,24 +214,33 @@ def _spread(steps: list[int], columns: int) -> list[int]:
     return [steps[i] for i in at]
 
 
-def _show_distances(records: Sequence[dict[str, Any]], steps: list[int]) -> None:
-    arms = arms_of(records)
+def _show_distances(
+    experiment: Experiment, records: Sequence[dict[str, Any]], steps: list[int]
+) -> None:
+    arms = [*arms_of(records), BASELINE.name]
+    skips = [skipped(records, arm) for arm in arms]
+    scaled = any(n is not None for n in skips)
     rows = [
         (arm, *(_distance(records, arm, s) for s in steps), _power(records, arm),
-         _fall(records, arm))
-        for arm in arms
+         _fall(records, arm), *(["" if n is None else str(n)] * scaled))
+        for arm, n in zip(arms, skips, strict=True)
     ]  # fmt: skip
-    rows.append(("baseline", *("" for _ in steps), "", _fall(records, "baseline")))
-    title = f"distance of the weights from the baseline's, rel_l2, {_repeats(len(records))}"
-    print_table(title, ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>"], rows)
-    messages().print(
-        "growth: d log(distance) / d log(step) over the last two compared steps", style="dim"
-    )
+    held = _repeats(experiment.repeats)
+    if len(records) < experiment.repeats:
+        held = f"{len(records)} of {held}"
+    title = f"distance of the weights from the baseline's, rel_l2, {held}"
+    columns = ["arm!", *(f"step {s}>" for s in steps), "growth>", "loss>", *["skipped>"] * scaled]
+    print_table(title, columns, rows)
+    legend = "growth: d log(distance) / d log(step) over the last two compared steps"
+    legend += "; skipped: steps of all repeats that loss scaling left out" * scaled
+    messages().print(legend, style="dim", soft_wrap=True)
 
 
 def _distance(records: Sequence[dict[str, Any]], arm: str, step: int) -> str:
     """The mean over repeats; on logarithms there is none where some repeats have 0."""
     held = values(records, arm, step, METRIC)
+    if not held:
+        return ""
     zeros = sum(x == 0 for x in held.values())
     if 0 < zeros < len(held):
         return f"0 in {zeros} of {len(held)}"
@@ -250,8 +282,8 @@ def _ratio(unit: Unit) -> str:
     """A ratio and the factor to either end of its interval, which is symmetrical on logarithms."""
     if unit.ratio is None:
         for side, name in (("candidate", unit.candidate), ("unit", unit.yardstick)):
-            if unit.why == f"{name} is exactly 0":
-                return f"{side} = 0"  # names may be longer than the column
+            if unit.why.startswith(f"{name} is "):  # names may be longer than the column
+                return f"{side} = {unit.why.split()[-1]}"
         return unit.why
     factor = unit.ratio.high / unit.ratio.estimate
     return f"{unit.ratio.estimate:.2g}" + (f" ×÷{factor:.2g}" if math.isfinite(factor) else "")
@@ -261,16 +293,20 @@ def _show_direct(experiment: Experiment, records: Sequence[dict[str, Any]]) -> N
     found = _judged(experiment, records)
     if not found:
         return
+    lost = any(d.given_up for d in found)
     rows = [
         (d.candidate, d.of, d.verdict, ", ".join(f"{n} {w}" for w, n in d.counts.items()),
+         str(d.samples), *([str(d.given_up)] * lost),
          _number(d.size.estimate), _number(d.gain), _number(d.detectable))
         for d in found
     ]  # fmt: skip
-    columns = ["candidate!", "of!", "verdict!", "repeats", "size>", "largest gain>", "detectable>"]
+    columns = ["candidate!", "of!", "verdict!", "repeats", "samples>", *["given up>"] * lost,
+               "size>", "largest gain>", "detectable>"]  # fmt: skip
     print_table("noise or bias: the direct error, without feedback", columns, rows)
     console = messages()
     legend = "largest gain: of the biased tensors, else of all as one; detectable: of all as one"
-    console.print(legend, style="dim")
+    legend += "; given up: samples at which the loss changed its scale" * lost
+    console.print(legend, style="dim", soft_wrap=True)
     for d in found:
         if d.verdict == "cannot tell":
             text = f"{d.candidate}, {d.of}: cannot tell: {d.why}"
@@ -291,7 +327,8 @@ def _show_times(times: Sequence[dict[str, Any]]) -> None:
         ratio = f"{t['ratio']:.3f} [{t['low']:.3f}, {t['high']:.3f}]"
         sides = ((t["candidate_name"], t["candidate"], ratio), ("baseline", t["baseline"], ""))
         rows += [(name, *_milliseconds(side), told) for name, side, told in sides]
-    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>", "ratio [95 %]>"]
+    columns = ["side!", "forward ms>", "backward ms>", "attention>", "kept MB>",
+               "peak MB>", "ratio [95 %]>"]  # fmt: skip
     print_table("time of a step, taken in turn (medians)", columns, rows)
 
 
@@ -300,7 +337,8 @@ def _milliseconds(side: Mapping[str, Any]) -> tuple[str, ...]:
     alone = side["attention_forward"], side["attention_backward"]
     share = "" if None in alone else f"{100 * sum(alone) / step:.0f} %"
     ms = (f"{1e3 * side[name]:.1f}" for name in ("forward", "backward"))
-    return *ms, share, f"{side['kept'] / 1e6:.1f}"
+    peak = side["peak"]
+    return *ms, share, f"{side['kept'] / 1e6:.1f}", "?" if peak is None else f"{peak / 1e6:.1f}"
 
 
 def _number(value: float) -> str:
@@ -317,17 +355,27 @@ def _document(
         "run": str(run.path),
         "experiment": experiment.to_record(),
         "repeats": len(records),
+        "missing": [dataclasses.asdict(m) for m in missing(run, experiment)],
         "distances": [
             {"arm": arm, "step": s, **dataclasses.asdict(distance(records, arm, s))}
             for arm in arms_of(records)
             for s in steps_of(records)
+        ],
+        "broken": [dataclasses.asdict(b) | {"says": str(b)} for b in broken(records)],
+        "losses": [
+            {"arm": arm, "step": s, "loss": loss}
+            for arm in (BASELINE.name, *arms_of(records))
+            for s, loss in losses(records, arm)
+            if s in steps_of(records)
         ],
         "units": [
             dataclasses.asdict(u)
             for u in units(records, experiment.candidates, experiment.yardsticks)
         ],
         "growth": [dataclasses.asdict(g) for arm in arms_of(records) for g in growth(records, arm)],
+        "skipped": {arm: n for arm in (*arms_of(records), BASELINE.name)
+                    if (n := skipped(records, arm)) is not None},
         "direct": [dataclasses.asdict(d) for d in _judged(experiment, records)],
         "step_times": step_times(run, experiment),
         "report": [str(page) for page in pages],
-    }
+    }  # fmt: skip

@@ -251,8 +251,10 @@ def _tell_of(
     causal = _causal(module, options.get("is_causal"), query, attention_mask)
     plain = not options.get("dropout") and all(options.get(name) is None for name in MORE)
     how = attention_mask, causal, options.get("scaling")
-    RUNNING.tell(Told(query, key, value, *how, found[0].transpose(1, 2), again, exact=plain))
-    return found
+    # What is told lies on the way of the gradients: a view beside it would never see one.
+    out = found[0].transpose(1, 2)
+    RUNNING.tell(Told(query, key, value, *how, out, again, exact=plain))
+    return out.transpose(1, 2), *found[1:]
 
 
 # -- diffusers

@@ -14,6 +14,9 @@ __all__ = ["Findings"]
 IN_A_ROW = 2
 """Samples in a row beyond the limit before a head is found: one may have met short rows only."""
 
+SHARED = {"dk_ratio", "dv_ratio"}
+"""Values that are one for all query heads of a key head."""
+
 TELLING = {"nonfinite", "amax"}
 """Values that say whether there is a NaN or an infinity."""
 
@@ -37,9 +40,10 @@ class Findings:
     def look(self, step: int, readings: Sequence[Reading]) -> list[Finding]:
         """What these readings add."""
         fresh = [*self._nonfinite(step, readings)]
-        for reading in readings:
-            if reading.of == "attention":
-                fresh.extend(self._of_head(step, reading))
+        heads = [reading for reading in readings if reading.of == "attention"]
+        explained = self._explained(heads)
+        for reading in heads:
+            fresh.extend(self._of_head(step, reading, explained))
         self.found.extend(fresh)
         return fresh
 
@@ -58,14 +62,30 @@ class Findings:
                 found.append(Finding(step, "nonfinite", bad.name, why, values=dict(bad.values)))
         return found
 
-    def _of_head(self, step: int, reading: Reading) -> list[Finding]:
+    def _explained(self, heads: Sequence[Reading]) -> set[tuple[str, str, float]]:
+        """What a head whose own output is beyond the limit shares with others of its group."""
+        return {
+            (head.name, name, head.values[name])
+            for head in heads
+            if self._own_is_beyond(head)
+            for name in SHARED & head.values.keys()
+        }
+
+    def _own_is_beyond(self, head: Reading) -> bool:
+        return any(head.values.get(name, 0.0) > self._limit for name in ("ratio", "dq_ratio"))
+
+    def _of_head(
+        self, step: int, reading: Reading, explained: set[tuple[str, str, float]]
+    ) -> list[Finding]:
         found: list[Finding] = []
         for name, value in reading.values.items():
             if not name.endswith("ratio"):
                 continue
             key = (reading.place, name)
             # A NaN is no ratio: it is found by what made it.
-            self._beyond[key] = self._beyond[key] + 1 if value > self._limit else 0
+            another = (reading.name, name, value) in explained and not self._own_is_beyond(reading)
+            beyond = value > self._limit and not another
+            self._beyond[key] = self._beyond[key] + 1 if beyond else 0
             if self._beyond[key] == IN_A_ROW and key not in self._known:
                 self._known.add(key)
                 output = name.removesuffix("ratio").rstrip("_") or "out"

@@ -87,6 +87,7 @@ class Monitor:
         self._awake: list[Source] = []
         self._optimizer = optimizer
         self._forward: Any = None
+        self._led = False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_update),
             optimizer.register_step_post_hook(self._stepped),
@@ -121,6 +122,20 @@ class Monitor:
         self._sinks = []
 
     # -- the clock
+
+    def at(self, step: int) -> None:
+        """The step that comes is `step`: said by a trainer that counts what a scaler skips too.
+
+        It may call parts of the model only, as Lightning does, and knows what is compiled.
+        """
+        self._led = True
+        if step == self.step:
+            return
+        self.skipped += bool(self._awake)
+        self._drop()
+        self.step = step
+        if any(source.watch.samples(step) for source in self._sources):
+            self._begin()
 
     def _begin(self) -> None:
         """Wake the sources that sample the step that comes."""
@@ -160,7 +175,7 @@ class Monitor:
 
     def _take(self) -> None:
         seen, awake, self._awake = Seen(), self._awake, []
-        unseen = self._forward is not None and not self._forwards
+        unseen = self._forward is not None and not self._forwards and not self._led
         self._unhook()
         with undrawn():
             for source in awake:
@@ -183,11 +198,12 @@ class Monitor:
         if merged is None:
             return
         self.readings = _readings(self.step, merged)
-        for finding in self._limits.look(self.step, self.readings):
+        found = self._limits.look(self.step, self.readings)
+        for finding in found:
             _LOG.warning("%s", finding)
         for sink in [*self._sinks]:
             with self._safely(sink):
-                sink.write(self.step, self.readings)
+                sink.write(self.step, self.readings, found)
 
     def _drop(self) -> None:
         self._unhook()

@@ -9,7 +9,7 @@ from typing import Any
 from roundoff.intercept.swap import swapped
 from roundoff.live.monitor import Monitor
 from roundoff.live.watch import Watch
-from roundoff.records import SCHEMA, Reading
+from roundoff.records import SCHEMA, Finding, Reading
 from roundoff.state.random_states import seeded
 from roundoff.store.json import digest
 from roundoff.workloads import load_workload
@@ -75,7 +75,12 @@ class _Collected:
     def __init__(self) -> None:
         self.readings: list[Reading] = []
 
-    def write(self, step: int, readings: Sequence[Reading]) -> None:  # noqa: ARG002
+    def write(
+        self,
+        step: int,
+        readings: Sequence[Reading],
+        findings: Sequence[Finding],  # noqa: ARG002
+    ) -> None:
         self.readings.extend(readings)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from roundoff.report.figure import (
 from roundoff.report.rows import estimate
 from roundoff.report.trained import Trained
 from roundoff.report.views import interval_view
-from roundoff.training.verdict import units, values
+from roundoff.training.verdict import UNMEASURED, units, values
 
 __all__ = ["distance_figures", "gaps", "typical", "unit_figures"]
 
@@ -160,8 +160,8 @@ def _unit_caption(
     reasons: dict[str, dict[int, None]] = {}
     for row, ratio in zip(rows, ratios, strict=True):
         if isinstance(ratio, str):
-            why = f"{row['panel']} over {row['candidate']} is {ratio}"
-            why = ratio if ratio.endswith("exactly 0") else why
+            why = f"{row['panel']} over {row['candidate']} {ratio}"
+            why = why if ratio == UNMEASURED else ratio
             reasons.setdefault(why, {})[row["x"]] = None
         elif row["x"] == trained.steps[-1]:
             told.append(f"{row['panel']} is {show_interval(ratio)} {row['candidate']}")

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from roundoff.errors import UsageError
 
-__all__ = ["Drawing", "Sampled", "grey_png", "sampled_of"]
+__all__ = ["Drawing", "Made", "grey_png", "made_of"]
 
 MOST_DRAWINGS = 48
 MOST_TEXT = 4000
@@ -28,7 +28,7 @@ class Drawing:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class Made:
     """What a model made after training: pictures or a text, and how many are left out."""
 
     drawings: Sequence[Drawing] = ()
@@ -37,12 +37,12 @@ class Sampled:
     problem: str = ""
 
 
-def sampled_of(sample: object) -> Sampled:
+def made_of(sample: object) -> Made:
     """The key `sample` of a line, ready to be shown; what is no picture is told, not raised."""
     found = cast("dict[str, Any]", sample) if isinstance(sample, dict) else {}
     text, held = found.get("text"), found.get("images")
     if isinstance(text, str):
-        return Sampled(text=text[:MOST_TEXT], left_out=max(0, len(text) - MOST_TEXT))
+        return Made(text=text[:MOST_TEXT], left_out=max(0, len(text) - MOST_TEXT))
     images = cast("list[Any]", held) if isinstance(held, list) else []
     captions = [*map(str, found.get("captions") or ()), *("" for _ in images)]
     try:
@@ -51,8 +51,8 @@ def sampled_of(sample: object) -> Sampled:
             for image, caption in zip(images[:MOST_DRAWINGS], captions, strict=False)
         ]
     except UsageError as error:
-        return Sampled(problem=str(error))
-    return Sampled(drawings, left_out=max(0, len(images) - MOST_DRAWINGS))
+        return Made(problem=str(error))
+    return Made(drawings, left_out=max(0, len(images) - MOST_DRAWINGS))
 
 
 def _address(image: Sequence[Sequence[int]]) -> str:

@@ -11,6 +11,7 @@ from roundoff.report.curves import gaps
 from roundoff.report.figure import Figure, Scale, View, linear_scale, log_scale
 from roundoff.report.trained import BASELINE, Trained
 from roundoff.report.views import undrawable
+from roundoff.training.verdict import skipped
 
 __all__ = ["loss_figures", "mean_losses"]
 
@@ -98,9 +99,17 @@ def _view(
         f"{label[0].upper()}{label[1:]} against the step, mean over {over}.",
         f"In the end: {ends}.",
         gaps(known, zero=y.kind == "log"),
+        _skips(trained),
     ]
     spec = curve_chart(x, y, names=names, present=present)
     return View(label, spec, ("value",), values, " ".join(filter(None, words)))
+
+
+def _skips(trained: Trained) -> str:
+    """Whose steps loss scaling skipped."""
+    counts = {arm: skipped(trained.lines, arm) for arm in (*trained.arms, BASELINE)}
+    told = ", ".join(f"{n} of {trained.names[arm]}" for arm, n in counts.items() if n)
+    return f"Loss scaling skipped steps: {told}." if told else ""
 
 
 def _scale(label: str, held: Sequence[float]) -> Scale:

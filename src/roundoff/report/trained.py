@@ -8,12 +8,11 @@ from typing import Any, cast
 
 from roundoff.report.figure import Names
 from roundoff.store.json import canonical
-from roundoff.training.verdict import steps_of
+from roundoff.training.verdict import BASELINE, steps_of
 
 __all__ = ["BASELINE", "Trained", "trained_of"]
 
 Line = Mapping[str, Any]
-BASELINE = "baseline"
 COUNTS = ("repeat", "repeats", "candidates", "yardsticks")
 """What repeats of one experiment may differ in: how many there are, and who else took part."""
 PARTS = ("training", "log", "distances", "tensors", "direct")

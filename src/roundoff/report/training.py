@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roundoff.report.curves import distance_figures, unit_figures
-from roundoff.report.drawings import Sampled, sampled_of
+from roundoff.report.drawings import Made, made_of
 from roundoff.report.figure import Figure
 from roundoff.report.layers import layer_figures
 from roundoff.report.losses import loss_figures
 from roundoff.report.tables import Table
-from roundoff.report.trained import Trained, trained_of
+from roundoff.report.trained import BASELINE, Trained, trained_of
 from roundoff.report.training_tables import (
     direct_table,
     distance_table,
     tensor_table,
+    time_table,
     unit_table,
 )
+from roundoff.training.verdict import broken
 
 __all__ = ["Section", "training_sections"]
 
@@ -38,25 +40,75 @@ class Section:
     units: Table
     direct: Table
     tensors: Table
-    sampled: Sampled
-    note: str
+    made: Made
+    made_after: int
+    notes: Sequence[str]
+    times: Table = Table([], [])  # noqa: RUF009 - frozen
 
 
 def training_sections(rows: Sequence[Mapping[str, Any]]) -> list[Section]:
     """The sections of all experiments among the lines of a run; none where nothing was trained."""
-    return [_section(t, f"training-{i}") for i, t in enumerate(trained_of(rows), start=1)]
+    found = trained_of(rows)
+    sections = [_section(t, f"training-{i}", found) for i, t in enumerate(found, start=1)]
+    return [
+        replace(section, times=time_table(_times(t, rows)))
+        for section, t in zip(sections, found, strict=True)
+    ]
 
 
-def _section(trained: Trained, anchor: str) -> Section:
+def _section(trained: Trained, anchor: str, beside: Sequence[Trained]) -> Section:
     made = (figure for make in FIGURES for figure in make(trained, anchor))
-    sample = next((s for line in trained.lines if (s := line.get("sample"))), None)
+    sample, after = _sample(trained, beside)
     figures = [f for f in made if f.views]
     is_drawn = any(f.id == f"{anchor}-distance" for f in figures)
     return Section(
         anchor, _title(trained), _facts(trained), figures,
         distance_table(trained), unit_table(trained), direct_table(trained),
-        tensor_table(trained), sampled_of(sample), UNDRAWN * bool(trained.arms and not is_drawn),
+        tensor_table(trained), made_of(sample), after,
+        _notes(trained, is_drawn=is_drawn),
     )  # fmt: skip
+
+
+def _sample(trained: Trained, beside: Sequence[Trained]) -> tuple[object, int]:
+    """What the baseline makes, and after how many steps: shown once, of the longest run.
+
+    A long run's sample stands with the repeats that it belongs to.
+    """
+    kind = [t for t in beside if _kind(t) == _kind(trained)]
+    long = [t for t in kind if _is_long(t)]
+    if _is_long(trained) and len(long) < len(kind):
+        return None, 0
+    told = max([trained, *long], key=lambda t: int(t.experiment["steps"]))
+    sample = next((s for line in told.lines if (s := line.get("sample"))), None)
+    return sample, int(told.experiment["steps"])
+
+
+def _times(trained: Trained, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was timed of this experiment's candidates."""
+    return [
+        row["step_times"] for row in rows
+        if row.get("status") == "ok" and row.get("step_times")
+        and _kind_of(row["training"]) == _kind(trained) and not _is_long(trained)
+    ]  # fmt: skip
+
+
+def _is_long(trained: Trained) -> bool:
+    return trained.experiment.get("what") == "long"
+
+
+def _kind(trained: Trained) -> list[Any]:
+    return _kind_of(trained.experiment)
+
+
+def _kind_of(experiment: Mapping[str, Any]) -> list[Any]:
+    return [experiment.get(k) for k in ("workload", "baseline", "format", "seed", "device")]
+
+
+def _notes(trained: Trained, *, is_drawn: bool) -> list[str]:
+    """What a reader must know before the figures: what was not finite, and what is not drawn."""
+    found = [b if b.arm == BASELINE else replace(b, arm=trained.names[b.arm])
+             for b in broken(trained.lines)]  # fmt: skip
+    return [*map(str, found), *[UNDRAWN] * bool(trained.arms and not is_drawn)]
 
 
 def _title(trained: Trained) -> str:

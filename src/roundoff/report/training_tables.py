@@ -14,15 +14,16 @@ from roundoff.report.losses import mean_losses
 from roundoff.report.rows import estimate
 from roundoff.report.tables import Table, table_of
 from roundoff.report.trained import BASELINE, Trained
-from roundoff.training.verdict import growth, units, values
+from roundoff.training.verdict import direct_errors, growth, skipped, units, values
 
-__all__ = ["direct_table", "distance_table", "tensor_table", "unit_table"]
+__all__ = ["direct_table", "distance_table", "tensor_table", "time_table", "unit_table"]
 
 SIZES = ("w1", "max_diff", "1 - cosine", "ulp_mean", "sign_flips")
 MOST_ROWS = 160
 """Of the table of every tensor, which has the gravest first."""
 GRAVE: Sequence[str] = RANK
 OF = ("gradient", "update")
+PARTS = ("forward", "backward", "update")
 
 
 def distance_table(trained: Trained) -> Table:
@@ -40,10 +41,16 @@ def distance_table(trained: Trained) -> Table:
                     "rel_l2": show_interval(typical(trained, arm, step, "rel_l2")),
                     **{m: typical(trained, arm, step, m).estimate for m in SIZES},
                     "growth": power.estimate if power else None,
-                    "loss": losses.get((arm, step)),
+                    **_skips(trained, arm, step), "loss": losses.get((arm, step)),
                     "baseline's loss": losses.get((BASELINE, step)), "repeats": len(held),
                 })  # fmt: skip
     return table_of(rows)
+
+
+def _skips(trained: Trained, arm: str, step: int) -> dict[str, object]:
+    """Steps that loss scaling has skipped so far, where there is loss scaling."""
+    count = skipped(trained.lines, arm, step)
+    return {} if count is None else {"skipped steps": count}
 
 
 def unit_table(trained: Trained) -> Table:
@@ -69,7 +76,13 @@ def direct_table(trained: Trained) -> Table:
             (t for f in found for t in f["tensors"]), key=lambda t: GRAVE.index(t["verdict"])
         )
         row["why"] = f"{worst[0]['name']}: {worst[0]['why']}" if worst else row["why"]
-        rows.append({**row, "steps sampled": sum(f["samples"] for f in found)})
+        lost = sum(f["given_up"] for f in found)
+        rows.append({**row, "steps sampled": sum(f["samples"] for f in found), "given up": lost})
+    for candidate in trained.candidates:
+        found = direct_errors(trained.lines, candidate)
+        if found and not found.samples:
+            head = {"error of": f"{trained.names[candidate]}, gradient", "verdict": found.verdict}
+            rows.append({**head, "why": found.why, "given up": found.given_up})
     return table_of(rows)
 
 
@@ -87,6 +100,23 @@ def tensor_table(trained: Trained) -> Table:
     rows.sort(key=lambda r: r[0])
     table = table_of([row for _, row in rows[:MOST_ROWS]])
     return replace(table, left_out=max(0, len(rows) - MOST_ROWS))
+
+
+def time_table(times: Sequence[Mapping[str, Any]]) -> Table:
+    """Time and memory of a step with each candidate, and with the baseline beside it."""
+    rows: list[dict[str, object]] = []
+    for t in times:
+        ratio = show_interval(Interval(t["ratio"], t["low"], t["high"], t["steps"]))
+        for name, side, told in ((t["candidate_name"], "candidate", ratio),
+                                 ("baseline", "baseline", "")):  # fmt: skip
+            found, peak = t[side], t[side].get("peak")
+            rows.append({
+                "side": name, **{f"{part} ms": 1e3 * found[part] for part in PARTS},
+                "kept for backward, MB": found["kept"] / 1e6,
+                "peak of a step, MB": "not measured" if peak is None else peak / 1e6,
+                "forward and backward over the baseline's": told,
+            })  # fmt: skip
+    return table_of(rows)
 
 
 def _judgements(trained: Trained) -> list[tuple[str, str, list[Mapping[str, Any]]]]:

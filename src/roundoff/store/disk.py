@@ -70,7 +70,7 @@ def locked(path: Path) -> Generator[None]:
 
 
 class AppendFile:
-    """A file that one process appends whole lines to.
+    """A file that one process appends whole lines, or records of another kind, to.
 
     Not for several threads. After an error the file ends where it ended before.
     """
@@ -84,7 +84,10 @@ class AppendFile:
 
     def append(self, line: str, *, sync: bool = True) -> None:
         """Add `line` and a newline, on the disk when this returns (with `sync`)."""
-        data = (line + "\n").encode("ascii")
+        self.write((line + "\n").encode("ascii"), sync=sync)
+
+    def write(self, data: bytes, *, sync: bool = True) -> None:
+        """Add `data`, all or nothing; on the disk when this returns (with `sync`)."""
         with disk_errors("write", self.path):
             end = os.fstat(self.fd).st_size
             try:

@@ -139,8 +139,9 @@ class Run:
 
         `cells`, one row a cell; `environments`, one row a digest; `claims`, one row an
         entry of the list "claims" in claims.json; each `series/<name>.parquet` as `<name>`;
-        and what was logged along trainings as `log`, `distances`, `tensors` and `direct`, with
-        the `id` of the cell and the arm as `part`. A missing value is NULL, a NaN is NaN:
+        what was logged along trainings as `log`, `distances`, `tensors` and `direct`, with
+        the `id` of the cell and the arm as `part`; and what a monitor saw as `live`, one row a
+        reading, and `findings`. A missing value is NULL, a NaN is NaN:
         `max` of a column with a NaN is NaN. A query that DuckDB refuses is a `UsageError`.
         Needs the extra `analysis`.
         """
@@ -152,6 +153,7 @@ class Run:
         cells, series = tables.apart(self.rows())
         parquet = sorted(self.path.glob("series/*.parquet"))
         named: dict[str, list[Record]] = {
+            **{name: [] for name in ("live", "findings")},
             **{k: v for k, v in series.items() if k not in {p.stem for p in parquet}},
             "cells": cells,
             "environments": environments,

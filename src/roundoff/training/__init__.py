@@ -8,6 +8,7 @@ lab.py           the arms of one repeat in lock step
 checkpoint.py    a repeat's state on the disk
 sweep.py         repeats over an executor, into a run
 timing.py        what a candidate's step takes
+peak.py          ... and the most memory that it takes
 verdict.py       from lines to answers: yardsticks, growth, noise or bias
 shadow.py        the direct error of a candidate, in any training loop
 undisturbed.py   a block that leaves no trace in a model

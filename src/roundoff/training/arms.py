@@ -25,7 +25,7 @@ CONTROLS: dict[str, Change] = {
 FORMATS = ("fp32", *AUTOCAST)
 FORMS = {
     "rerun": "nothing: how far the machine is from repeating itself",
-    "ulp": "one weight, by one unit in the last place",
+    "ulp": "one weight, by one unit in the last place: the one whose ulp the loss feels most",
     "data-order": "the same batches in another order",
     "seed": "another initial seed",
     "fp32": "autocast off",

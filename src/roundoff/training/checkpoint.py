@@ -4,11 +4,14 @@
                       direct.safetensors           the direct errors so far
                       notes.json                   what was measured so far, and the counters
 
-A state is written beside the last one, which is removed when the new one is whole.
+Each is checked by a hash: a snapshot holds its own, notes.json its own and that of
+the direct errors. A state is written beside the last one, which is removed when
+the new one is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +26,7 @@ from roundoff.errors import RoundoffError, RunError
 from roundoff.metrics.direct import DirectError
 from roundoff.state import Snapshot
 from roundoff.store.disk import disk_errors, replace_file
-from roundoff.store.json import dumps, loads
+from roundoff.store.json import digest, dumps, loads
 
 if TYPE_CHECKING:
     from roundoff.training.lab import Lab
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_state", "save_state"]
 
+DIRECT = "direct.safetensors"
 LOGS = ("log", "distances", "tensors")
 
 
@@ -44,13 +48,14 @@ def save_state(lab: Lab, folder: Path) -> None:
         for file, runner in _files(lab, part):
             runner.capture(lab.step).save(file)
         library: Any = safetensors.torch
-        library.save_file(_direct(lab), part / "direct.safetensors")
+        library.save_file(_direct(lab), part / DIRECT)
         notes = {name: getattr(lab, name) for name in LOGS} | {
             "direct": list(_direct(lab)),  # safetensors sorts what it is given
             "shadow": lab.shadow.counters(),
             "clocks": {name: error.clocks() for name, error in lab.errors.items()},
+            "sha256": _sha256(part / DIRECT),
         }
-        replace_file(part / "notes.json", dumps(notes))
+        replace_file(part / "notes.json", dumps({"digest": digest(notes), "notes": notes}))
         part.rename(whole)
     for old in _states(folder):
         if old != whole:
@@ -71,12 +76,19 @@ def load_state(lab: Lab, folder: Path) -> None:
 
 
 def _load(lab: Lab, place: Path) -> None:
-    notes: Any = loads((place / "notes.json").read_bytes())
+    held: Any = loads((place / "notes.json").read_bytes())
+    notes: Any = held["notes"]
+    for name, sound in (
+        ("notes.json", held["digest"] == digest(notes)),
+        (DIRECT, notes["sha256"] == _sha256(place / DIRECT)),
+    ):
+        if not sound:
+            raise RunError(f"{name} is not what was written")
     for file, runner in _files(lab, place):
         runner.restore(Snapshot.load(file))
     library: Any = safetensors.torch
-    held: dict[str, Tensor] = library.load_file(place / "direct.safetensors")
-    tensors = {name: held[name] for name in notes["direct"]}
+    stored: dict[str, Tensor] = library.load_file(place / DIRECT)
+    tensors = {name: stored[name] for name in notes["direct"]}
     errors = {
         name: DirectError.of(
             {t.partition("|")[2]: x for t, x in tensors.items() if t.startswith(f"{name}|")}, clocks
@@ -97,6 +109,11 @@ def _direct(lab: Lab) -> dict[str, Tensor]:
         for name, error in lab.errors.items()
         for tensor, x in error.tensors().items()
     }
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _states(folder: Path) -> list[Path]:

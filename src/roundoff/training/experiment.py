@@ -20,6 +20,7 @@ __all__ = ["Experiment", "Repeat", "environment", "logged_steps"]
 LIBRARIES = ("transformers", "diffusers", "tokenizers", "matplotlib")
 ROOMS = ("training", "workloads", "state")
 """Those of roundoff's rooms that decide what training gives, beside the ones of every cell."""
+DEVICES = ("cpu", "cuda")
 SLOW = "fp16"
 """The arm that a CPU computes several times slower than any other."""
 
@@ -31,7 +32,8 @@ class Experiment:
     `baseline` is an attention (None: the model's own), `format` what both sides are autocast
     to. At `sampled` of the `steps`, or a few more at equal distances, the candidates' direct error
     is taken (0: at none). `long` is the length of one more baseline run, for a sample of what the
-    model learns (0: none); `timed` asks for the time of a step with each candidate.
+    model learns (0: none); `timed` asks for time and memory of a step with each candidate.
+    `device` is where all of it computes: cpu or cuda.
     """
 
     workload: str
@@ -46,6 +48,7 @@ class Experiment:
     threads: int = 1
     long: int = 0
     timed: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, before anything is written."""
@@ -57,6 +60,8 @@ class Experiment:
                 raise UsageError(f"{name} is {getattr(self, name)}; expected a number of steps")
         if self.format not in FORMATS:
             raise UsageError(f"format {self.format!r}; expected {', '.join(FORMATS)}")
+        if self.device not in DEVICES:
+            raise UsageError(f"device {self.device!r}; expected {' or '.join(DEVICES)}")
         for arm in self.arms:
             if arm.start >= self.steps:
                 raise UsageError(
@@ -79,9 +84,9 @@ class Experiment:
         return max(1, self.steps // max(1, self.sampled))
 
     def arms_of(self, repeat: int) -> tuple[Arm, ...]:
-        """The arms of one repeat: the slow one only in the first third, at least in two."""
+        """The arms of one repeat: on a CPU the slow one only in a third, at least in two."""
         last = max(2, -(-self.repeats // 3))
-        slow = self.format != SLOW and repeat >= last
+        slow = self.device == "cpu" and self.format != SLOW and repeat >= last
         return tuple(arm for arm in self.arms if not (slow and arm.format == SLOW))
 
     def sampled_of(self, repeat: int) -> tuple[Arm, ...]:
@@ -98,14 +103,14 @@ class Experiment:
 
     def long_id(self) -> str:
         """The identity of the long run."""
-        kind = [self.workload, self.baseline, self.format, self.seed]
+        kind = [self.workload, self.baseline, self.format, self.seed, self.device]
         return self.identity({"long": self.long, "of": kind})
 
     def timing_ids(self) -> dict[str, str]:
         """The candidates whose steps are timed, by the identity of the timing."""
         if not self.timed:
             return {}
-        kind = [self.workload, self.baseline, self.format, self.seed]
+        kind = [self.workload, self.baseline, self.format, self.seed, self.device]
         return {
             self.identity({"step times": name, "of": kind}): name
             for name in self.candidates
@@ -116,7 +121,7 @@ class Experiment:
         """The digest of a document, of users' functions by their source, and of the environment."""
         names = [self.workload, self.baseline or "", *(arm.name for arm in self.arms)]
         sources = {name: load(name).source for name in _functions(names)}
-        known = digest(environment(self.threads))
+        known = digest(environment(self.threads, self.device))
         return digest({**document, "sources": sources, "environment": known})
 
     def to_record(self) -> dict[str, Any]:
@@ -163,15 +168,18 @@ class Repeat:
         return e.identity({"training": plain.to_record(), "arms": arms})
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """The environment's numerics, with the libraries of models and the source of training."""
+def environment(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """The environment's numerics, with the libraries of models and the source of training.
+
+    `UnsupportedError` for a device that is not here.
+    """
     versions: dict[str, str] = {}
     for name in LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    numerics = Environment.here(threads=threads).numerics()
+    numerics = Environment.here(device=device, threads=threads).numerics()
     return {**numerics, "models": versions, "training": source_of(ROOMS)}
 
 

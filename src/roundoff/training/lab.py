@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from roundoff.errors import CandidateError, CellError, UnsupportedError, told
 from roundoff.metrics.direct import DirectError, reduced
 from roundoff.metrics.noise_or_bias import judge
 from roundoff.metrics.wasserstein import wasserstein
@@ -22,10 +23,9 @@ from roundoff.training.experiment import Repeat, logged_steps
 from roundoff.training.runner import Runner
 from roundoff.training.shadow import Shadow
 from roundoff.training.variants import Variant, autocast, parameters
-from roundoff.workloads import load_workload
 from roundoff.workloads.protocol import Pictures
 
-__all__ = ["BASELINE", "Lab", "sampled"]
+__all__ = ["BASELINE", "Lab", "sample_of"]
 
 BASELINE = Arm("baseline", "nothing")
 SECONDS = 30.0
@@ -54,10 +54,8 @@ class Lab:
     def run(self, tell: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
         """Train to the end; `tell` hears how many steps are taken."""
         with contextlib.ExitStack() as doors:
-            self.baseline = doors.enter_context(self._runner(BASELINE))
-            self.runners = {
-                arm.name: doors.enter_context(self._runner(arm)) for arm in self.repeat.arms
-            }
+            self.baseline = self._entered(BASELINE, doors)
+            self.runners = {arm.name: self._entered(arm, doors) for arm in self.repeat.arms}
             self.shadow = doors.enter_context(self._shadow())
             if self.folder:
                 load_state(self, self.folder)
@@ -84,12 +82,10 @@ class Lab:
         gradients = {f"gradient {name}": e for name, e in self.shadow.errors.items()}
         return gradients | {f"update {name}": e for name, e in self.updates.items()}
 
-    def _runner(self, arm: Arm) -> Runner:
-        e = self.experiment
-        return Runner(
-            load_workload(e.workload), self.repeat.seed, e.steps,
-            arm=arm, baseline=e.variant, format=e.format,
-        )  # fmt: skip
+    def _entered(self, arm: Arm, doors: contextlib.ExitStack) -> Runner:
+        runner = Runner(self.experiment, self.repeat.seed, arm)
+        with _named(arm.name, arm.start):
+            return doors.enter_context(runner)
 
     def _shadow(self) -> Shadow:
         candidates = {arm.name: _as_variant(arm) for arm in self.candidates}
@@ -100,16 +96,20 @@ class Lab:
 
     def _step(self, number: int) -> None:
         for name, runner in self.runners.items():
-            if runner.arm.start == number and number:
-                runner.branch_off(self.baseline)
-            if runner.arm.start == number and runner.arm.change == "ulp":
-                runner.nudge(number)
             if runner.arm.start <= number:
-                self._note(self.log, name, runner.gradients(number))
-                runner.update()
-        self._note(self.log, BASELINE.name, self.baseline.gradients(number, self.shadow))
-        self._sample_updates()
-        self.baseline.update()
+                with _named(name, number):
+                    self._step_of(runner, number)
+        with _named(BASELINE.name, number):
+            found = self.baseline.gradients(number, self.shadow)
+            self._sample_updates()
+            self._note(self.log, BASELINE.name, found | self.baseline.update())
+
+    def _step_of(self, runner: Runner, number: int) -> None:
+        if runner.arm.start == number and number:
+            runner.branch_off(self.baseline)
+        if runner.arm.start == number and runner.arm.change == "ulp":
+            runner.nudge(number)
+        self._note(self.log, runner.arm.name, runner.gradients(number) | runner.update())
 
     def _note(self, log: Log, name: str, values: dict[str, Any]) -> None:
         log.setdefault(name, []).append({"step": self.step + 1, **values})
@@ -127,12 +127,12 @@ class Lab:
 
     def _compare(self) -> None:
         """The distance of every arm's weights from the baseline's, after a step."""
-        base = parameters(self.baseline.task.model)
+        base = _weights(self.baseline)
         for name, runner in self.runners.items():
             if runner.arm.start >= self.step:
                 continue
-            weights = parameters(runner.task.model)
-            found = {n: gathered(base[n].detach(), weights[n].detach()) for n in base}
+            weights = _weights(runner)
+            found = {n: gathered(base[n], weights[n]) for n in base}
             whole = WeightDistance()
             for distance in found.values():
                 whole = whole.merge(distance)
@@ -140,7 +140,7 @@ class Lab:
             self._at(self.distances, name, _metrics(whole) | {"w1": pooled})
             each = {n: {"rel_l2": d.rel_l2, "max_diff": d.max_diff} for n, d in found.items()}
             for n, values in each.items():
-                values["w1"] = wasserstein(base[n].detach(), weights[n].detach())
+                values["w1"] = wasserstein(base[n], weights[n])
             self._at(self.tensors, name, {"of": each})
 
     def _at(self, log: Log, name: str, values: dict[str, Any]) -> None:
@@ -156,12 +156,24 @@ class Lab:
                 name: {
                     "gradient": _judged(error),
                     "update": _judged(self.updates[name]),
+                    "given_up": error.given_up,
                 }
                 for name, error in self.shadow.errors.items()
             },
-            "sample": sampled(self.baseline),
+            "sample": sample_of(self.baseline),
             "parameters": self.baseline.parameters,
         }
+
+
+@contextlib.contextmanager
+def _named(arm: str, number: int) -> Generator[None]:
+    """What goes wrong in the block is told with the arm and the step, which count from 1."""
+    try:
+        yield
+    except Exception as error:
+        kind = UnsupportedError if isinstance(error, UnsupportedError) else CellError
+        who = "direct error" if isinstance(error, CandidateError) else f"arm {arm!r}"
+        raise kind(f"{who}, step {number + 1}: {told(error)}") from error
 
 
 def _as_variant(arm: Arm) -> Variant:
@@ -169,8 +181,13 @@ def _as_variant(arm: Arm) -> Variant:
     return autocast(arm.format) if arm.format else arm.variant
 
 
+def _weights(runner: Runner) -> dict[str, Tensor]:
+    """The weights as they are now, where the metrics are fast and exact: on the CPU."""
+    return {name: w.detach().cpu() for name, w in parameters(runner.task.model).items()}
+
+
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.cat([t.detach().flatten() for t in tensors])
+    return torch.cat([t.flatten() for t in tensors])
 
 
 def _metrics(found: WeightDistance) -> dict[str, float]:
@@ -183,7 +200,7 @@ def _judged(error: DirectError) -> dict[str, Any] | None:
     return dataclasses.asdict(judge(error)) if error.plain.samples else None
 
 
-def sampled(runner: Runner) -> dict[str, Any] | None:
+def sample_of(runner: Runner) -> dict[str, Any] | None:
     """What a model makes of its workload's sample, as plain data; None where there is none."""
     if runner.task.sample is None:
         return None

@@ -15,19 +15,17 @@ from torch import Tensor
 from roundoff.state import Snapshot
 from roundoff.state.random_states import seeded
 from roundoff.training.arms import Arm
+from roundoff.training.experiment import Experiment
 from roundoff.training.shadow import scalar
 from roundoff.training.undisturbed import undisturbed
-from roundoff.training.variants import AUTOCAST, Variant, autocast, parameters
-from roundoff.workloads import Workload
+from roundoff.training.variants import AUTOCAST, autocast, parameters
+from roundoff.workloads import Task, load_workload
 from roundoff.workloads.protocol import generator_of
 
 __all__ = ["Runner", "Step"]
 
 OTHER_SEED = 1_000_003
 """From the baseline's initial seed to that of the arm `seed`."""
-
-DRAWS = 1000
-"""Draws of a weight that has a gradient; after so many, any weight will do."""
 
 Step = dict[str, float]
 LossOf = Callable[..., Tensor]
@@ -39,24 +37,16 @@ class Runner:
     Dropout and the like draw the same numbers in every arm: those of the data seed and the step.
     """
 
-    def __init__(
-        self,
-        workload: Workload,
-        seed: int,
-        steps: int,
-        *,
-        arm: Arm,
-        baseline: Variant,
-        format: str,
-    ) -> None:
-        self.arm, self.seed, self.steps = arm, seed, steps
-        self.format = arm.format or format
+    def __init__(self, experiment: Experiment, seed: int, arm: Arm) -> None:
+        self.arm, self.seed = arm, seed
+        self.format = arm.format or experiment.format
         other = OTHER_SEED if arm.change == "initial seed" else 0
-        self.task = workload.build(seed + other, seed)
+        self.task = load_workload(experiment.workload).build(seed + other, seed)
+        _move(self.task, experiment.device)
         self.device = next(self.task.model.parameters()).device.type
         self.scaler: Any = torch.amp.GradScaler(self.device) if self.format == "fp16" else None
-        self.order = _order(steps, seed) if arm.change == "data order" else None
-        self.variants = (arm.variant,) if arm.variant.over else (baseline, arm.variant)
+        self.order = _order(experiment.steps, seed) if arm.change == "data order" else None
+        self.variants = (arm.variant,) if arm.variant.over else (experiment.variant, arm.variant)
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Runner:
@@ -96,18 +86,22 @@ class Runner:
             self.scaler.unscale_(task.optimizer)
         return {"loss": loss.item(), "grad_norm": self._norm()}
 
-    def update(self) -> None:
-        """The optimizer's step, or none where loss scaling skips it."""
+    def update(self) -> Step:
+        """The optimizer's step; under loss scaling, whether it was `skipped`."""
+        taken: Step = {}
         if self.scaler is None:
             self.task.optimizer.step()
         else:
+            before = self.scaler.get_scale()
             self.scaler.step(self.task.optimizer)
             self.scaler.update()
+            taken["skipped"] = self.scaler.get_scale() < before
         if self.task.scheduler is not None:
             with warnings.catch_warnings():
                 # A step that loss scaling skips looks to torch like a wrong order of calls.
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler", UserWarning)
                 self.task.scheduler.step()
+        return taken
 
     def update_by(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the optimizer would add to each weight for these gradients; nothing is changed."""
@@ -145,21 +139,18 @@ class Runner:
         return sum(p.numel() for p in parameters(self.task.model).values())
 
     def nudge(self, number: int = 0) -> None:
-        """Move one weight by one ulp: one of a matrix if there is any, drawn from the seed.
+        """Move one weight by one ulp: the one whose ulp changes the loss of step `number` most.
 
-        One that has a gradient at step `number`: the row of an embedding that no batch asks for
-        would say nothing, and weight decay would soon round the change away.
+        By first order, |ulp * gradient|; a weight of a matrix if there is any. The ulp of a small
+        weight is lost in the rounding of the next update, which is larger by far.
         """
-        weights = parameters(self.task.model)
-        trained = [(w.data, g) for w, g in zip(weights.values(), self._felt(number), strict=True)]
+        pairs = zip(parameters(self.task.model).values(), self._felt(number), strict=True)
+        trained = [(w.data, g) for w, g in pairs if g is not None]
         chosen = [pair for pair in trained if pair[0].ndim > 1] or trained
-        draw, tries = generator_of(self.seed, 0), DRAWS
-        while tries := tries - 1:
-            w, g = chosen[int(torch.randint(len(chosen), (), generator=draw))]
-            place = torch.unravel_index(torch.randint(w.numel(), (), generator=draw), w.shape)
-            if tries == 1 or (g is not None and g[place] != 0):
-                w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
-                return
+        effects = [_effect(w, g) for w, g in chosen]
+        w, effect = max(zip((w for w, _ in chosen), effects, strict=True), key=_largest)
+        place = torch.unravel_index(effect.argmax(), w.shape)
+        w[place] = torch.nextafter(w[place], w.new_tensor(math.inf))
 
     def _felt(self, number: int) -> list[Tensor | None]:
         """The gradients of a step, with nothing changed by it."""
@@ -188,5 +179,23 @@ class Runner:
         trunk.capture(0).restore(task.model, task.optimizer, task.scheduler, scaler)
 
 
+def _move(task: Task, device: str) -> None:
+    """Take a task to where it trains; its loss takes the batches there."""
+    if device != "cpu":
+        task.model.to(device)
+        if task.optimizer.state:
+            task.optimizer.load_state_dict(task.optimizer.state_dict())  # to the parameters'
+
+
 def _order(steps: int, seed: int) -> list[int]:
     return [int(i) for i in torch.randperm(steps, generator=generator_of(seed, 1))]
+
+
+def _effect(w: Tensor, g: Tensor) -> Tensor:
+    """How much a loss of gradient g feels one ulp of each weight; nothing where g is not finite."""
+    ulp = torch.nextafter(w, w.new_tensor(math.inf)) - w
+    return (ulp.double() * g.double()).abs().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _largest(pair: tuple[Tensor, Tensor]) -> float:
+    return float(pair[1].max())

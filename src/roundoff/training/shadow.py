@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from roundoff.errors import UnknownNameError, UnsupportedError, UsageError
+from roundoff.errors import CandidateError, UnknownNameError, UnsupportedError, UsageError, told
 from roundoff.metrics.direct import DirectError, Reduced, reduced
 from roundoff.metrics.noise_or_bias import ALPHA, Judgement, judge
 from roundoff.training.processes import of_all_processes, undistributed
@@ -142,7 +143,9 @@ class Shadow:
         Every `every`-th call is sampled. `loss_of` must compute all of the loss from the model
         that it is given, and may be called up to three times for one batch. Under
         `torch.no_grad()` nothing is sampled or counted. `UsageError` outside the `with` block,
-        and for a loss that is no scalar.
+        and for a loss that is no scalar. What `loss_of` raises comes through as it is; a candidate
+        that fails where the baseline does not is a `CandidateError`, before anything of the
+        training was done: catch it and take `loss_of(model, ...)`, or let it end the run.
         """
         if not self._inside:
             raise UsageError("this shadow is not open; call it inside `with shadow(...) as name:`")
@@ -199,16 +202,16 @@ class Shadow:
             with redrawn(weights, kept=self.kept, seed=self.seed + number):
                 self._sample_redrawn(self._pending, loss_of)
             return
-        for name, way in self.candidates.items():
-            self._pending.candidates[name] = self._gradients(way, loss_of)
+        for name in self.candidates:
+            self._pending.candidates[name] = self._candidate_s(name, loss_of)
             self._keep(name, self._pending.candidates[name], None)
         if math.isnan(self._apart):
             self._pending.own = self._gradients(AS_IT_IS, loss_of)
 
     def _sample_redrawn(self, pending: _Pending, loss_of: LossOf) -> None:
         pending.own = self._gradients(AS_IT_IS, loss_of)
-        for name, way in self.candidates.items():
-            c, scale = self._gradients(way, loss_of), pending.scale
+        for name in self.candidates:
+            c, scale = self._candidate_s(name, loss_of), pending.scale
             self._keep(name, c, pending.own)
             sample = {
                 n: _reduced(c.get(n), pending.own.get(n), w, scale, sketch=False)
@@ -223,6 +226,20 @@ class Shadow:
 
     def _unscaled(self, gradients: Gradients) -> Gradients:
         return {name: g / float(self._scale) for name, g in gradients.items()}
+
+    def _candidate_s(self, name: str, loss_of: LossOf) -> Gradients:
+        try:
+            return self._gradients(self.candidates[name], loss_of)
+        except Exception as error:
+            failure = error
+        traceback.clear_frames(failure.__traceback__)  # they hold the memory of its pass
+        self._gradients(AS_IT_IS, loss_of)  # raises too where the error is the training's own
+        self._give_up()
+        self.calls += 1
+        raise CandidateError(
+            f"candidate {name!r} failed at call {self.calls}: {told(failure)}; the training is "
+            f"as it was, and the sample was given up"
+        ) from failure
 
     def _gradients(self, way: Variant, loss_of: LossOf) -> Gradients:
         """The gradients of the scaled loss under `way`, with nothing of the training touched."""

@@ -14,19 +14,24 @@ from typing import Any, Literal
 
 import torch
 
-from roundoff.errors import RoundoffError, UnsupportedError, in_one_line
+from roundoff.errors import UnsupportedError, UsageError, WorkerDiedError, told
 from roundoff.executors import run_tasks
+from roundoff.kernels import settings
 from roundoff.records import SCHEMA
 from roundoff.store import Run
 from roundoff.store.disk import replace_file
 from roundoff.store.json import digest
 from roundoff.training.experiment import Experiment, Repeat, environment
-from roundoff.training.lab import BASELINE, Lab, sampled
+from roundoff.training.lab import BASELINE, Lab, sample_of
+from roundoff.training.peak import peak_of
 from roundoff.training.runner import Runner
 from roundoff.training.timing import time_steps
 from roundoff.workloads import load_workload
 
-__all__ = ["STATE", "all_ids", "finished", "run_repeats", "step_times", "total_steps"]
+__all__ = [
+    "STATE", "Missing", "asked", "finished", "missing", "run_repeats", "step_times", "total_steps",
+    "tried",
+]  # fmt: skip
 
 STATE = "state"
 """The folder of a run in which repeats that are not finished keep their state."""
@@ -45,6 +50,36 @@ class _Task:
     candidate: str = ""
 
 
+@dataclass(frozen=True)
+class Missing:
+    """Lines that an experiment asks for and a run lacks, for one reason.
+
+    `status` is failed, skipped (it cannot be done here) or not finished.
+    """
+
+    names: tuple[str, ...]
+    status: str
+    error: str
+
+
+def tried(experiment: Experiment) -> None:
+    """Look for the device and the workload, and take the first step of a user's.
+
+    A `RoundoffError` for what is wrong with them, before anything is written.
+    """
+    environment(experiment.threads, experiment.device)
+    workload = load_workload(experiment.workload)
+    if ":" not in experiment.workload:
+        return
+    try:
+        with settings.kept(), Runner(experiment, experiment.seed, BASELINE) as runner:
+            runner.gradients(0)
+    except UnsupportedError:
+        raise
+    except Exception as error:
+        raise UsageError(f"workload {workload.name!r}, first step: {told(error)}") from error
+
+
 def run_repeats(
     run: Run,
     experiment: Experiment,
@@ -60,7 +95,7 @@ def run_repeats(
     that says so.
     """
     with run.writer() as writer, _counting(run, experiment, tell):
-        known = environment(experiment.threads)
+        known = environment(experiment.threads, experiment.device)
         run.write_document(f"environments/{digest(known)}.json", known)
         for tasks, parallel in (
             (_training(run, experiment), in_flight),
@@ -106,29 +141,32 @@ def carried_out(task: _Task) -> dict[str, Any]:
         elif task.what == "long":
             found = long_run(task.experiment, tell)
         else:
-            found = {"step_times": time_steps(task.experiment, task.candidate)}
+            found = {"step_times": _times(task.experiment, task.candidate)}
     finally:
         torch.set_num_threads(before)
     return {**found, "elapsed": round(time.perf_counter() - started, 2)}
+
+
+def _times(experiment: Experiment, candidate: str) -> dict[str, Any]:
+    """What `time_steps` finds, with the peak memory of both sides."""
+    found = time_steps(experiment, candidate)
+    for side, name in (("baseline", experiment.baseline), ("candidate", candidate)):
+        found[side]["peak"] = peak_of(experiment, name)
+    return found
 
 
 def long_run(
     experiment: Experiment, tell: Callable[[int], None] = lambda _: None
 ) -> dict[str, Any]:
     """One baseline run of `experiment.long` steps as a repeat without arms, with its sample."""
-    runner = Runner(
-        load_workload(experiment.workload), experiment.seed, experiment.long,
-        arm=BASELINE, baseline=experiment.variant, format=experiment.format,
-    )  # fmt: skip
     log: list[dict[str, Any]] = []
-    with runner:
+    with Runner(experiment, experiment.seed, BASELINE) as runner:
         for number in range(experiment.long):
-            log.append({"step": number + 1, **runner.gradients(number)})
-            runner.update()
+            log.append({"step": number + 1, **runner.gradients(number), **runner.update()})
             tell(number + 1)
         return {
             "log": {BASELINE.name: log}, "distances": {}, "tensors": {}, "direct": {},
-            "sample": sampled(runner), "parameters": runner.parameters,
+            "sample": sample_of(runner), "parameters": runner.parameters,
         }  # fmt: skip
 
 
@@ -142,10 +180,23 @@ def step_times(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
     return [row["step_times"] for row in _lines(run, experiment.timing_ids())]
 
 
-def all_ids(experiment: Experiment) -> set[str]:
-    """The ids of all lines that the experiment asks for."""
-    long = {experiment.long_id()} if experiment.long else set[str]()
-    return {*experiment.all_repeats(), *experiment.timing_ids(), *long}
+def asked(experiment: Experiment) -> dict[str, str]:
+    """What each line that the experiment asks for is, by id."""
+    repeats = {i: f"repeat {repeat.number}" for i, repeat in experiment.all_repeats().items()}
+    long = {experiment.long_id(): "the long run"} if experiment.long else {}
+    times = {i: f"step times of {name}" for i, name in experiment.timing_ids().items()}
+    return repeats | long | times
+
+
+def missing(run: Run, experiment: Experiment) -> list[Missing]:
+    """What the run lacks of the experiment, with the reasons."""
+    rows = {row["id"]: row for row in run.rows()}
+    lost: dict[tuple[str, str], list[str]] = {}
+    for i, name in asked(experiment).items():
+        row = rows.get(i, {"status": "not finished", "error": "another process may be at it"})
+        if row["status"] != "ok":
+            lost.setdefault((row["status"], row["error"]), []).append(name)
+    return [Missing(tuple(names), status, error) for (status, error), names in lost.items()]
 
 
 def total_steps(experiment: Experiment) -> int:
@@ -162,14 +213,14 @@ def _record(task: _Task, outcome: dict[str, Any] | Exception) -> dict[str, Any]:
     head = {
         "schema": SCHEMA,
         "id": task.id,
-        "environment": digest(environment(task.experiment.threads)),
+        "environment": digest(environment(task.experiment.threads, task.experiment.device)),
         "training": {**_asked(task).to_record(), "repeat": task.number, "what": task.what},
     }
     if not isinstance(outcome, Exception):
         return {**head, "status": "ok", **outcome}
-    text = str(outcome) if isinstance(outcome, RoundoffError) else in_one_line(outcome)
     status = "skipped" if isinstance(outcome, UnsupportedError) else "failed"
-    return {**head, "status": status, "error": text}
+    seen = _steps(task.folder / PROGRESS) if isinstance(outcome, WorkerDiedError) else 0
+    return {**head, "status": status, "error": told(outcome) + f", after step {seen}" * bool(seen)}
 
 
 def _asked(task: _Task) -> Experiment:

@@ -25,9 +25,8 @@ from roundoff.training.arms import Arm
 from roundoff.training.experiment import Experiment
 from roundoff.training.runner import Runner
 from roundoff.training.variants import AS_IT_IS, attended
-from roundoff.workloads import load_workload
 
-__all__ = ["Times", "time_steps"]
+__all__ = ["Times", "native", "time_steps"]
 
 BACKENDS = {
     "torch-math": SDPBackend.MATH,
@@ -96,17 +95,10 @@ class _Side:
         self, experiment: Experiment, name: str | None, doors: contextlib.ExitStack
     ) -> None:
         self.calls: list[AttentionCall] = []
-        self.attention = None if name is None else _native(name)
+        self.attention = None if name is None else native(name)
         variant = AS_IT_IS if self.attention is None else attended(self.attention)
         self.runner = doors.enter_context(
-            Runner(
-                load_workload(experiment.workload),
-                experiment.seed,
-                WARM_UP + 1000,
-                arm=Arm("timed", "nothing"),
-                baseline=variant,
-                format=experiment.format,
-            )
+            Runner(experiment, experiment.seed, Arm("timed", "model", variant))
         )
         self.taken: list[tuple[float, float, float]] = []
         self.kept = 0
@@ -116,14 +108,14 @@ class _Side:
         runner, task = self.runner, self.runner.task
         batch = task.batch(number)
         task.optimizer.zero_grad()
-        begun = time.perf_counter()
+        begun = now(runner.device)
         with runner.cast(), self._watched() if number == 0 else contextlib.nullcontext():
             loss: Any = task.loss(runner.model, batch)
-        forward = time.perf_counter()
+        forward = now(runner.device)
         loss.backward()
-        backward = time.perf_counter()
+        backward = now(runner.device)
         runner.update()
-        self.taken.append((forward - begun, backward - forward, time.perf_counter() - backward))
+        self.taken.append((forward - begun, backward - forward, now(runner.device) - backward))
 
     @contextlib.contextmanager
     def _watched(self) -> Generator[None]:
@@ -158,15 +150,23 @@ class _Side:
 
 
 def _call(attention: AttentionFunction, call: AttentionCall) -> tuple[float, float]:
+    device = call.q.device.type
     qkv = [x.detach().requires_grad_() for x in (call.q, call.k, call.v)]
-    begun = time.perf_counter()
+    begun = now(device)
     out: Any = attention(*qkv, mask=call.mask, causal=call.causal, scale=call.scale)
-    forward = time.perf_counter()
+    forward = now(device)
     out.backward(torch.ones_like(out))
-    return forward - begun, time.perf_counter() - forward
+    return forward - begun, now(device) - forward
 
 
-def _native(name: str) -> AttentionFunction:
+def now(device: str) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def native(name: str) -> AttentionFunction:
     """The attention of a name; torch's own without the second forward pass of `kernel_function`."""
     if name not in BACKENDS:
         return attention_function(name)

@@ -7,6 +7,7 @@ within some hundred steps, and over repeats, which are the independent units.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,14 @@ from roundoff.metrics.intervals import Interval, log_t_interval, ratio_interval,
 from roundoff.metrics.noise_or_bias import RANK, gravest
 
 __all__ = [
-    "METRIC", "Direct", "Growth", "Unit", "arms_of", "direct_errors", "distance", "growth",
-    "losses", "steps_of", "units", "values",
+    "BASELINE", "METRIC", "UNMEASURED", "Broken", "Direct", "Growth", "Unit", "arms_of", "broken",
+    "direct_errors", "distance", "growth",
+    "losses", "skipped", "steps_of", "units", "values",
 ]  # fmt: skip
 
 Record = Mapping[str, Any]
+BASELINE = "baseline"
+UNMEASURED = "was not measured"
 METRIC = "rel_l2"
 """The distance in which verdicts are given, unless another is asked for."""
 
@@ -50,10 +54,41 @@ class Growth:
 
 
 @dataclass(frozen=True)
+class Broken:
+    """An arm of which a `what` (loss or gradient) that counted was NaN or infinite (`value`).
+
+    First at `step`, in `repeats` of the `of` that it took part in; `lasts` if it was in the end.
+    """
+
+    arm: str
+    what: str
+    value: float
+    step: int
+    repeats: tuple[int, ...]
+    of: int
+    lasts: bool
+
+    def __str__(self) -> str:
+        """What happened, and what it means, in a line."""
+        word = "NaN" if math.isnan(self.value) else f"{self.value:g}"
+        where = f"in repeat {', '.join(map(str, self.repeats))} of {self.of}" * (self.of > 1)
+        when = f"from step {self.step} on" if self.lasts else f"first at step {self.step}"
+        means = (
+            "it was finite again later" if not self.lasts
+            else "after it nothing can be compared; train fewer steps, or at a lower rate"
+            if self.arm == BASELINE
+            else "it diverged, or its format overflowed; its distances after it tell no more"
+        )  # fmt: skip
+        told = f"{self.arm}: its {self.what} is {word} {when}"
+        return f"{' '.join(filter(None, (told, where)))}: {means}"
+
+
+@dataclass(frozen=True)
 class Direct:
     """Noise or bias of a candidate over the repeats: the gravest word, and how often each.
 
     `gain` is the largest in size of any biased tensor in any repeat, or without one of all as one.
+    `samples` counts those of all repeats, redrawn weights included; `given_up` those lost.
     """
 
     candidate: str
@@ -64,6 +99,8 @@ class Direct:
     gain: float
     detectable: float
     why: str
+    samples: int
+    given_up: int
 
 
 def arms_of(records: Sequence[Record]) -> list[str]:
@@ -123,13 +160,13 @@ def _unit(
     a, b = (values(records, arm, step, metric) for arm in (candidate, yardstick))
     shared = sorted(a.keys() & b.keys())
     if not shared:
-        return Unit(candidate, yardstick, step, None, "was not measured")
+        return Unit(candidate, yardstick, step, None, UNMEASURED)
     for arm, held in ((yardstick, b), (candidate, a)):
         if any(held[i] == 0 for i in shared):
             return Unit(candidate, yardstick, step, None, f"{arm} is exactly 0")
+        if wrong := [held[i] for i in shared if not math.isfinite(held[i])]:
+            return Unit(candidate, yardstick, step, None, f"{arm} is {max(wrong, key=math.isnan)}")
     ratio = ratio_interval([a[i] for i in shared], [b[i] for i in shared])
-    if ratio.estimate != ratio.estimate:
-        return Unit(candidate, yardstick, step, None, "not finite")
     return Unit(candidate, yardstick, step, ratio)
 
 
@@ -153,8 +190,10 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
         for r in records
         if candidate in r["direct"] and r["direct"][candidate][of] is not None
     ]
+    given_up = sum(r["direct"][candidate].get("given_up", 0) for r in records
+                   if candidate in r["direct"])  # fmt: skip
     if not found:
-        return None
+        return _all_given_up(candidate, of, given_up) if given_up and of == "gradient" else None
     words = [f["verdict"] for f in found]
     biased = [t for f in found for t in f["tensors"] if t["verdict"] == "biased"]
     return Direct(
@@ -163,6 +202,15 @@ def direct_errors(records: Sequence[Record], candidate: str, of: str = "gradient
         max((float(t["gain"]["value"]) for t in biased or [f["all"] for f in found]), key=abs),
         max(float(f["all"]["detectable"]) for f in found),
         next(f["all"]["why"] for f in found if f["verdict"] == gravest(words)),
+        sum(f["samples"] + f["redrawn"] for f in found), given_up,
+    )  # fmt: skip
+
+
+def _all_given_up(candidate: str, of: str, given_up: int) -> Direct:
+    why = f"every sample was given up ({given_up}): the loss changed its scale"
+    nothing = _typical([])
+    return Direct(
+        candidate, of, "cannot tell", {}, nothing, math.nan, math.inf, why, 0, given_up
     )  # fmt: skip
 
 
@@ -173,3 +221,31 @@ def losses(records: Sequence[Record], arm: str) -> list[tuple[int, float]]:
         for at in r["log"].get(arm, []):
             by_step.setdefault(at["step"], []).append(float(at["loss"]))
     return [(step, sum(held) / len(held)) for step, held in sorted(by_step.items())]
+
+
+def skipped(records: Sequence[Record], arm: str, until: float = math.inf) -> int | None:
+    """Steps that loss scaling skipped in all repeats, up to one; None where there is none of it."""
+    log = [at for r in records for at in r["log"].get(arm, []) if "skipped" in at]
+    return sum(at["skipped"] for at in log if at["step"] <= until) if log else None
+
+
+def broken(records: Sequence[Record]) -> list[Broken]:
+    """The arms, the baseline first, that were NaN or infinite anywhere."""
+    found: list[Broken] = []
+    for arm in (BASELINE, *arms_of(records)):
+        logs = {r["training"]["repeat"]: r["log"][arm] for r in records if arm in r["log"]}
+        lost = {i: [at for at in log if _lost(at)] for i, log in logs.items()}
+        lost = {i: entries for i, entries in lost.items() if entries}
+        if lost:
+            first = min((entries[0] for entries in lost.values()), key=lambda at: at["step"])
+            what = "gradient" if math.isfinite(first["loss"]) else "loss"
+            value = float(first["loss" if what == "loss" else "grad_norm"])
+            lasts = any(entries[-1] is logs[i][-1] for i, entries in lost.items())
+            found.append(Broken(arm, what, value, first["step"], tuple(lost), len(logs), lasts))
+    return found
+
+
+def _lost(at: Mapping[str, Any]) -> bool:
+    """Whether a step's loss is no number, or a gradient that moved the weights."""
+    moved = not at.get("skipped", False)
+    return not math.isfinite(at["loss"]) or (moved and not math.isfinite(at["grad_norm"]))

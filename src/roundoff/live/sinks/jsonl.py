@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from roundoff.records import Reading
+from roundoff.records import Finding, Reading
 from roundoff.store.disk import AppendFile, check_writable
 from roundoff.store.json import dumps
 
@@ -13,20 +13,35 @@ __all__ = ["JsonLines"]
 
 
 class JsonLines:
-    """One line a reading: step, of, name, head, values. An existing file is added to.
+    """One line a reading: step, of, name, head, values. A finding's line has `finding` and `why`.
 
-    A path that cannot be written is a `RunError`.
+    An existing file is added to. A path that cannot be written is a `RunError`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        check_writable(Path(path))
-        self._file = AppendFile(Path(path))
+        self._path, self._file = Path(path), None
+        check_writable(self._path)
 
-    def write(self, step: int, readings: Sequence[Reading]) -> None:  # noqa: ARG002
+    _file: AppendFile | None
+
+    def write(
+        self,
+        step: int,  # noqa: ARG002 - each reading has it
+        readings: Sequence[Reading],
+        findings: Sequence[Finding],
+    ) -> None:
         """Add the lines, all or none."""
-        if readings:
-            self._file.append("\n".join(dumps(reading.to_record()) for reading in readings))
+        lines = [reading.to_record() for reading in readings]
+        lines += [{"finding": f.what, **f.to_record()} for f in findings]
+        if not lines:
+            return
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = AppendFile(self._path)
+        self._file.append("\n".join(map(dumps, lines)))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

@@ -1,4 +1,4 @@
-"""Readings in a run directory: one line a sampled step, of which `Run.sql` has a table `live`."""
+"""Readings in a run directory: one line a sampled step; `Run.sql` has them as a table `live`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from roundoff.records import SCHEMA, Reading
-from roundoff.store import Run
+from roundoff.records import SCHEMA, Finding, Reading
+from roundoff.store import Run, Writer
 
 __all__ = ["RunDirectory"]
 
@@ -15,21 +15,24 @@ __all__ = ["RunDirectory"]
 class RunDirectory:
     """A run at `path`; one that exists is added to, so that a resumed training goes on in it.
 
-    A path that is something else is a `RunError`.
+    What stands out is a table `findings`. A path that is something else is a `RunError`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        run = Run.create_or_open(path, manifest={"command": "monitor"})
+        self._run = Run.create_or_open(path, manifest={"command": "monitor"})
         self._open = contextlib.ExitStack()
-        self._writer = self._open.enter_context(run.writer())
+        self._writer: Writer | None = None
 
-    def write(self, step: int, readings: Sequence[Reading]) -> None:
+    def write(self, step: int, readings: Sequence[Reading], findings: Sequence[Finding]) -> None:
         """Add one line; what a step was said to be before stays."""
+        if self._writer is None:
+            self._writer = self._open.enter_context(self._run.writer())
+        found = {"findings": [f.to_record() for f in findings]} if findings else {}
         rows = [reading.to_record() for reading in readings]
-        self._writer.append(
-            {"id": f"live-{step}", "status": "ok", "schema": SCHEMA, "step": step, "live": rows}
-        )
+        line = {"id": f"live-{step}", "status": "ok", "schema": SCHEMA, "step": step}
+        self._writer.append({**line, "live": rows, **found})
 
     def close(self) -> None:
         """End the writer."""
         self._open.close()
+        self._writer = None

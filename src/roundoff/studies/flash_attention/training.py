@@ -142,12 +142,21 @@ def c10(times: Sequence[Mapping[str, Any]]) -> Finding:
         f"{100 * (1 - t['ratio']):.0f} % less time [{100 * (1 - t['high']):.0f}, "
         f"{100 * (1 - t['low']):.0f}]; attention is {100 * share[0]:.0f} % of the baseline's step "
         f"and {100 * share[1]:.0f} % of flash's; kept for the backward pass: {100 * kept:+.0f} %"
+        f"{_peak(t)}"
     )
     evidence = frame([{"ratio": t["ratio"], "low": t["low"], "high": t["high"], **_parts(t)}])
     outcome: Outcome = "cannot tell"
     if t["high"] < 1 or t["low"] >= 1:
         outcome = "holds" if t["high"] < 1 else "does not hold"
     return Finding(outcome, measured, evidence=evidence)
+
+
+def _peak(t: Mapping[str, Any]) -> str:
+    """What a step takes at its highest, above what stays between steps, where it was measured."""
+    peaks = [t[side].get("peak") for side in ("candidate", "baseline")]
+    if not all(peaks):
+        return ""
+    return f", peak memory of a step: {100 * (peaks[0] / peaks[1] - 1):+.0f} %"
 
 
 def _parts(t: Mapping[str, Any]) -> dict[str, float]:

@@ -19,9 +19,8 @@ from roundoff.operators.inputs import read_tensors
 from roundoff.registry import load
 from roundoff.store.disk import replacing
 from roundoff.training.arms import Arm
+from roundoff.training.experiment import Experiment
 from roundoff.training.runner import Runner
-from roundoff.training.variants import AS_IT_IS
-from roundoff.workloads import load_workload
 
 __all__ = ["LAYER", "SEED", "capture_inputs"]
 
@@ -75,8 +74,8 @@ def _one_thread() -> Generator[None]:
 
 def _runner(steps: int) -> Runner:
     """The workload's training, as it is."""
-    workload, arm = load_workload(WORKLOAD), Arm("captured", "nothing")
-    return Runner(workload, SEED, steps, arm=arm, baseline=AS_IT_IS, format="fp32")
+    experiment = Experiment(WORKLOAD, steps=steps, repeats=1, seed=SEED)
+    return Runner(experiment, SEED, Arm("captured", "nothing"))
 
 
 def _call(runner: Runner, batch: int) -> AttentionCall:

@@ -1,0 +1,63 @@
+"""What every callback does: make a monitor when a training begins, and take it out at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from roundoff.live.monitor import Monitor
+from roundoff.live.sinks import Sink
+from roundoff.live.watch import Watch
+
+__all__ = ["Attached"]
+
+
+class Attached:
+    """A callback's monitor, and the options that it is made with; those of `Monitor`.
+
+    `monitor` is that of the last training, None before the first.
+    """
+
+    def __init__(
+        self,
+        *,
+        watch: Sequence[Watch] | str | Path | None = None,
+        every: int | None = None,
+        to: Iterable[Sink] | str | Path = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.monitor: Monitor | None = None
+        self._watch, self._every, self._seed = watch, every, seed
+        self._to = to if isinstance(to, str | Path) else [*to]
+
+    def attach(
+        self, model: nn.Module, optimizer: Optimizer, *, step: int, compiled: bool = False
+    ) -> None:
+        """Begin to watch; `compiled` says that what runs is the graph of `model` as a whole."""
+        self.detach()  # where a training before has failed
+        library: Any = torch
+        self.monitor = Monitor(
+            library.compile(model) if compiled else model,
+            optimizer,
+            watch=self._watch,
+            every=self._every,
+            to=self._to,
+            seed=self._seed,
+            first_step=step,
+        )
+
+    def follow(self, step: int) -> None:
+        """Take over the trainer's number of the step that comes."""
+        if self.monitor is not None:
+            self.monitor.at(step)
+
+    def detach(self) -> None:
+        """Take the monitor out; its readings and findings stay."""
+        if self.monitor is not None:
+            self.monitor.close()
