@@ -16,7 +16,7 @@ def add_one(x):
 """
 
 
-def from_disk(place):
+def from_disk(place, adds=1):
     """Whether the loop of a module that is imported anew came from the disk."""
     import numpy as np
 
@@ -26,7 +26,7 @@ def from_disk(place):
     made = _compiled.compiled(module.add_one)
     x = np.zeros(1)
     made(x)
-    assert x[0] == 1.0
+    assert x[0] == adds
     return bool(made.stats.cache_hits)
 
 
@@ -41,9 +41,9 @@ def test_a_change_in_another_file_is_seen(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def full_disk():
+def full_disk(left):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
     try:
         yield
     finally:
@@ -51,10 +51,14 @@ def full_disk():
 
 
 def test_a_full_disk_costs_time_alone(tmp_path):
+    """With no room for anything, and with room for the index but not for the code."""
     place = tmp_path / "loops.py"
+    place.write_text(SOURCE.replace("1", "2"))
+    assert not from_disk(place, adds=2)
     place.write_text(SOURCE)
-    with full_disk():
-        assert not from_disk(place)
+    for left in (100, 2500):
+        with full_disk(left):
+            assert not from_disk(place)
     assert not list(tmp_path.rglob("*.tmp.*"))
     assert not from_disk(place)
     assert from_disk(place)

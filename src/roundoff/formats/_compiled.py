@@ -35,19 +35,27 @@ def _kept(function: Callable[..., Any], **options: bool) -> Any:
     except RuntimeError:  # no folder to write the cache to
         return njit(**options)(function)
     disk = getattr(made, "_cache", None)
-    if disk is not None:
-        save = disk.save_overload
-
-        def try_to_save(*compiled: Any) -> None:
-            with contextlib.suppress(OSError):  # a full disk
-                save(*compiled)
-
-        disk.save_overload = try_to_save
-    # Numba looks at the function's own file alone, but its loops hold those that it calls.
     file = getattr(disk, "_cache_file", None)
     if file is not None:
-        file._source_stamp = file._source_stamp, _sources()
+        _mend(disk, file)
     return made
+
+
+def _mend(disk: Any, file: Any) -> None:
+    """Make Numba's cache of one function do what the module says."""
+    save = disk.save_overload
+
+    def try_to_save(*compiled: Any) -> None:
+        with contextlib.suppress(OSError):  # a full disk
+            save(*compiled)
+
+    disk.save_overload = try_to_save
+    # Numba looks at the function's own file alone, but its loops hold those that it calls.
+    file._source_stamp = file._source_stamp, _sources()
+    # It writes its index before the code: a disk that is full in between would leave an index of
+    # the new sources beside code of old ones, if both had one name.
+    stamp = hashlib.sha256(repr(file._source_stamp).encode()).hexdigest()[:12]
+    file._data_name_pattern = file._data_name_pattern.replace("{number", stamp + ".{number")
 
 
 @cache
