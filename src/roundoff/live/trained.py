@@ -77,11 +77,12 @@ class _Collected:
 
     def write(
         self,
-        step: int,
+        step: int,  # noqa: ARG002 - each reading has it
         readings: Sequence[Reading],
-        findings: Sequence[Finding],  # noqa: ARG002
+        findings: Sequence[Finding],  # noqa: ARG002 - they are judged later
     ) -> None:
+        """Keep the readings."""
         self.readings.extend(readings)
 
     def close(self) -> None:
-        pass
+        """There is nothing to close."""
