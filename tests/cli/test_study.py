@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from roundoff.bench.plan import Plan, Sweep
 from roundoff.errors import UnsupportedError
 from roundoff.studies import STUDIES
-from roundoff.studies.study import Claim, Files, Finding, Study
+from roundoff.studies.study import Answer, Claim, Files, Study
 
 AXES = {"heads": "1", "head_dim": "8", "seq_len": "8"}
 
@@ -20,7 +20,7 @@ def plan(**axes):
 
 
 def counted(rows):
-    return Finding("holds", f"{rows['inputs'].str.startswith('file:').sum()} on files")
+    return Answer("holds", f"{rows['inputs'].str.startswith('file:').sum()} on files")
 
 
 @pytest.fixture

@@ -7,15 +7,20 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import roundoff
 from roundoff.errors import RunError, UsageError
+from roundoff.intercept.attention import AttentionFunction
+from roundoff.intercept.running import RUNNING
 from roundoff.intercept.swap import attention_function, swapped
 from roundoff.live import activations
+from roundoff.live.attention import AttentionCalls
 from roundoff.live.monitor import Monitor
 from roundoff.live.watch import Watch, load_watches
 
 RATE = 0.1
+TORCH = functional.scaled_dot_product_attention
 
 
 class Net(nn.Module):
@@ -28,6 +33,14 @@ class Net(nn.Module):
         q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in qkv)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).flatten(-2))
+
+
+def nothing_left(net, optimizer):
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    assert functional.scaled_dot_product_attention is TORCH
+    assert not RUNNING.stack
 
 
 @pytest.fixture
@@ -176,7 +189,7 @@ def test_dropout_leaves_the_logits(net):
     found = values(watching(Dropping(), watch=[Watch(of="attention", every=1)]), "attention",
                    "model", 0)  # fmt: skip
     assert math.isfinite(found["entropy"])
-    assert math.isnan(found["rmse"])
+    assert "rmse" not in found
 
 
 def test_layers_take_turns():
@@ -210,21 +223,23 @@ def test_the_first_module_with_a_nan_is_named(net, caplog):
 # -- faults
 
 
-def test_a_probe_that_raises_is_switched_off_once(net, monkeypatch, caplog):
+@pytest.mark.parametrize("kind", ["activations", "attention"])
+def test_a_probe_that_raises_is_switched_off_once(net, kind, monkeypatch, caplog):
     def broken(*_):
         raise ValueError("no such thing\nat all")
 
     monkeypatch.setattr(activations, "observe", broken)
-    watch = [Watch(of="activations", every=1), Watch(of="gradients", every=1)]
-    bare, optimizer = Net(), None
+    monkeypatch.setattr(AttentionCalls, "_keep", broken)
+    watch = [Watch(of=kind, every=1), Watch(of="gradients", every=1)]
+    bare = Net()
     bare.load_state_dict(net.state_dict())
-    optimizer = sgd(bare)
-    train(bare, optimizer, 3)
+    train(bare, sgd(bare), 3)
     with caplog.at_level(logging.WARNING):
         monitor = watching(net, 3, watch=watch)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), bare.parameters(), strict=True))
     assert len(caplog.records) == 1
-    assert "activations failed and is switched off" in caplog.text
+    assert f"{kind} failed and is switched off" in caplog.text
+    nothing_left(net, sgd(net))
     assert "ValueError: no such thing" in caplog.text
     assert {r.of for r in monitor.readings} == {"gradients"}
 
@@ -244,13 +259,103 @@ def test_a_sink_that_raises_is_switched_off(net, caplog):
 
 
 def test_closing_in_the_middle_of_a_step(net):
-    monitor, optimizer = Monitor(net, sgd(net), every=1), sgd(net)
+    optimizer = sgd(net)
+    monitor = Monitor(net, optimizer, every=1)
     loss = net(batch()).sum()
     monitor.close()
     monitor.close()
     loss.backward()
     optimizer.step()
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    monitor.at(7)
+    assert not monitor.readings
+    nothing_left(net, optimizer)
+
+
+def test_ctrl_c_behind_a_step(net, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AttentionCalls, "end", stopped)
+    optimizer = sgd(net)
+    with pytest.raises(KeyboardInterrupt), Monitor(net, optimizer, every=1):
+        train(net, optimizer)
+    nothing_left(net, optimizer)
+
+
+def test_a_function_that_a_user_has_put_in_torchs_place_stays(net, monkeypatch):
+    calls = []
+
+    def mine(*args, **options):
+        calls.append(len(args))
+        return TORCH(*args, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", mine)
+    monitor = watching(net, 3, watch=[Watch(of="attention", every=2, probes=["deviation"])])
+    assert len(calls) == 3
+    assert functional.scaled_dot_product_attention is mine
+    assert values(monitor, "attention", "model", 0)["ratio"] == pytest.approx(1, abs=0.3)
+
+
+def test_a_function_that_comes_while_a_door_is_open_stays(net, monkeypatch):
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", TORCH)
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, every=1):
+        ours = functional.scaled_dot_product_attention
+
+        def mine(*args, **options):
+            return ours(*args, **options)
+
+        functional.scaled_dot_product_attention = mine
+        train(net, optimizer, 3)
+    assert functional.scaled_dot_product_attention is mine
+
+
+def test_two_forward_passes_of_one_backward_pass_belong_to_one_step(net):
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, every=1) as monitor:
+        first, second = net(100 * batch(0)), net(batch(1))
+        (first.square().mean() + second.square().mean()).backward()
+        optimizer.step()
+    assert monitor.skipped == 0
+    assert values(monitor, "activations", "out")["amax"] == pytest.approx(first.abs().max().item())
+
+
+def test_a_pinned_back_end_is_asked_again(net):
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, watch=[Watch(of="attention", every=1)]) as monitor:
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = functional.mse_loss(net(batch()), batch())
+        loss.backward()
+        optimizer.step()
+    found = values(monitor, "attention", "model", 0)
+    assert (found["ratio"], found["dq_ratio"]) == (1, 1)  # torch-math's recipe, to the bit
+
+
+def test_nan_of_a_kernel_is_found_by_attention_alone(net):
+    def mine(q, k, v, mask, causal, scale):
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+        return torch.cat([out[:, :1], math.nan * out[:, 1:]], 1)
+
+    with swapped(net, AttentionFunction("mine", mine)):
+        monitor = watching(net, watch=[Watch(of="attention", every=1, probes=["deviation"])])
+    assert [(f.what, f.name, f.head) for f in monitor.findings] == [("nonfinite", "model", 1)]
+
+
+def test_shapes_of_torchs_own_modules():
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    optimizer, x = sgd(model), batch()
+    hidden = torch.zeros(2, 12, dtype=torch.bool)
+    hidden[1, 7:] = True
+    with Monitor(model, optimizer, watch=[Watch(of="attention", every=1)]) as monitor:
+        for _ in range(4):
+            out, _ = model(x, x, x, key_padding_mask=hidden, need_weights=False)
+            out.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found = values(monitor, "attention", "model", 0)
+            assert 1 / 2 < found["ratio"] < 2  # of few numbers
+            assert 1 / 3 < found["dq_ratio"] < 3
 
 
 # -- bad input
@@ -266,6 +371,8 @@ def test_closing_in_the_middle_of_a_step(net):
         ({"of": "gradients", "probes": ["overflow"], "format": "e4m3fnn"}, "did you mean 'e4m3fn'"),
         ({"of": "attention", "probes": ["logit"]}, "did you mean 'logits'"),
         ({"of": "gradients", "evry": 3}, "did you mean 'every'"),
+        ({"of": "gradients", "rows": 3}, "it has no 'rows'"),
+        ({"of": "gradients", "format": "fp99x"}, "unknown format"),
         ({"of": "gradients", "every": 0, "start": -1}, "every is 0.*start is -1"),
     ],
 )

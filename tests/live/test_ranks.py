@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roundoff.live import activations
 from roundoff.live.monitor import Monitor
+from roundoff.live.sources import Tensors
 from roundoff.live.watch import Watch
 
 STEPS, PROCESSES = 4, 2
@@ -51,6 +52,10 @@ def trained(rank, *, wrap, watch, place=()):
     return left, monitor and [reading.to_record() for reading in monitor.readings]
 
 
+def failing(*_):
+    raise MemoryError("planted")
+
+
 def local(tensor):
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
@@ -72,6 +77,9 @@ def worker(rank, port, place):
         found[name + " watched"] = trained(
             rank, wrap=wrap, watch=ALL, place=f"{place}/{name}-{rank}.jsonl"
         )
+    if rank == 1:  # what fails in one process leaves no other waiting
+        Tensors.end = failing
+    found["failed"] = trained(rank, wrap=DistributedDataParallel, watch=ALL)
     original = activations.observe
     activations.observe = lambda *args: (torch.rand(rank), original(*args))[1]
     found["disturbed"] = trained(rank, wrap=DistributedDataParallel, watch=ALL)
@@ -110,6 +118,11 @@ def test_the_training_is_bit_for_bit_what_it_was(ranks, how):
 
 def test_a_planted_disturbance_is_seen(ranks):
     assert not same(ranks[1]["ddp"][0], ranks[1]["disturbed"][0])
+
+
+def test_a_failure_in_one_process_costs_its_own_part(ranks):
+    assert same(ranks[1]["ddp"][0], ranks[1]["failed"][0])
+    assert {r["of"] for r in ranks[0]["failed"][1]} == set(KINDS)
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

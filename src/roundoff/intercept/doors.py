@@ -13,7 +13,7 @@ import functools
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,18 @@ MORE = ("softcap", "s_aux", "sinks", "position_bias")
 """What attention functions of transformers may be asked for beyond softmax(QK^T + mask) V."""
 
 _TORCH: Any = functional.scaled_dot_product_attention
+
+
+class _Standing(threading.local):
+    """Whether the function that stands behind our door is being called, and may call us again."""
+
+    called = False
+
+
+_STANDING = _Standing()
 _LOCK = threading.Lock()
+_OWN: dict[str, Any] = {}
+"""What stood in torch's place when the first door was opened."""
 
 
 class _Open:
@@ -67,15 +78,36 @@ def torch_door() -> contextlib.AbstractContextManager[None]:
 
 
 def _set_torch() -> None:
-    """Put in torch's place what the open contexts need; onlookers alone are no swap."""
-    seen = _seen_of_torch if _TORCH_SEEN.count else _TORCH
-    functional.scaled_dot_product_attention = _of_torch if _TORCH_OPEN.count else seen
+    """Put in torch's place what the open contexts need; onlookers alone are no swap.
+
+    What stood there, torch's own or a user's, is called behind ours and comes back at the end. What
+    a user puts there meanwhile stays.
+    """
+    standing: Any = functional.scaled_dot_product_attention
+    ours = standing in (_of_torch, _seen_of_torch)
+    if _TORCH_OPEN.count or _TORCH_SEEN.count:
+        if not ours:
+            _OWN["torch"] = standing
+        functional.scaled_dot_product_attention = _of_torch if _TORCH_OPEN.count else _seen_of_torch
+    elif ours:
+        functional.scaled_dot_product_attention = _OWN.get("torch", _TORCH)
+
+
+def _behind(*args: Any, **options: Any) -> Tensor:
+    """What stands behind our door; from inside of it, torch's own."""
+    if _STANDING.called:
+        return _TORCH(*args, **options)
+    _STANDING.called = True
+    try:
+        return _OWN.get("torch", _TORCH)(*args, **options)
+    finally:
+        _STANDING.called = False
 
 
 def _seen_of_torch(*args: Any, **options: Any) -> Tensor:
     """Torch's own, which a compiled graph may hold, and outside of one is told of."""
     if torch.compiler.is_compiling():
-        return _TORCH(*args, **options)
+        return _OWN.get("torch", _TORCH)(*args, **options)
     return _of_torch(*args, **options)
 
 
@@ -98,7 +130,8 @@ def _of_torch(  # noqa: PLR0917 - torch's own signature
 
     def again(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if attend is None:
-            return _TORCH(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            how = {"scale": scale, "enable_gqa": enable_gqa}
+            return _behind(q, k, v, mask, dropout_p, is_causal, **how)
         if q.ndim == 4:
             return attend(q, k, v, mask=mask, causal=is_causal, scale=scale)
         # [heads, length, head_dim], or batches of one head: the same thing
@@ -208,7 +241,7 @@ def watching_doors() -> Generator[None]:
         yield
 
 
-_OWN: dict[str, Any] = {}
+_TABLE: dict[str, Any] = {}
 """Functions of transformers' table, while others stand there that tell of them."""
 
 
@@ -220,14 +253,22 @@ def _table() -> dict[str, Any]:
 def _set_table() -> None:
     table = _table()
     for name, function in [*table.items()]:
-        if name not in _OWN and name not in (NAME, "sdpa"):  # these are seen at their own doors
-            _OWN[name] = function
-            table[name] = functools.partial(_seen_of_transformers, function)
+        # Torch's and our own are seen at their own doors.
+        if name not in (NAME, "sdpa") and not isinstance(function, _Seen):
+            _TABLE[name] = function
+            table[name] = _Seen(_seen_of_transformers, function)
 
 
 def _unset_table() -> None:
-    _table().update(_OWN)
-    _OWN.clear()
+    table = _table()
+    for name, function in _TABLE.items():
+        if isinstance(table.get(name), _Seen):  # else a user has put another there
+            table[name] = function
+    _TABLE.clear()
+
+
+class _Seen(functools.partial[Any]):
+    """One of transformers' functions that is told of."""
 
 
 def _seen_of_transformers(function: Any, *args: Any, **options: Any) -> Any:
@@ -248,13 +289,26 @@ def _tell_of(
         with outside():
             return function(module, q, k, v, mask, **options)[0].transpose(1, 2)
 
+    if not _is_plain(attention_mask, options):
+        return found
     causal = _causal(module, options.get("is_causal"), query, attention_mask)
-    plain = not options.get("dropout") and all(options.get(name) is None for name in MORE)
     how = attention_mask, causal, options.get("scaling")
     # What is told lies on the way of the gradients: a view beside it would never see one.
     out = found[0].transpose(1, 2)
-    RUNNING.tell(Told(query, key, value, *how, out, again, exact=plain))
+    RUNNING.tell(Told(query, key, value, *how, out, again, exact=not options.get("dropout")))
     return out.transpose(1, 2), *found[1:]
+
+
+def _is_plain(mask: Tensor | None, options: Mapping[str, Any]) -> bool:
+    """Whether all that bears on the call is in its tensors, and in a mask as torch's function has.
+
+    A window is in the mask where there is one; FlashAttention's functions take it as a number.
+    """
+    if mask is None:
+        packed = [name for name in options if name.startswith("cu_seq_lens")]
+        if options.get("sliding_window") is not None or any(options[n] is not None for n in packed):
+            return False
+    return (mask is None or mask.ndim == 4) and all(options.get(name) is None for name in MORE)
 
 
 # -- diffusers

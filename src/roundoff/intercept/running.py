@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "RUNNING", "Attend", "Told", "Watch", "compiled_anew", "outside", "running", "uncompiled",
+    "RUNNING", "Attend", "Listener", "Told", "compiled_anew", "outside", "running", "uncompiled",
     "watching",
 ]  # fmt: skip
 
@@ -56,7 +56,7 @@ class Told(NamedTuple):
     name: str | None = None
 
 
-Watch = Callable[[nn.Module, Told], None]
+Listener = Callable[[nn.Module, Told], None]
 """Is told the module that runs, and of its call."""
 
 
@@ -71,7 +71,7 @@ class _Entry(NamedTuple):
 
     module: nn.Module | None
     attend: Attend | None = None
-    watch: Watch | None = None
+    watch: Listener | None = None
 
 
 class _Running(threading.local):
@@ -86,9 +86,9 @@ class _Running(threading.local):
         """What stands in for attention; whoever only watches does not."""
         return next((e.attend for e in reversed(self.stack) if e.watch is None), None)
 
-    def watches(self) -> dict[Watch, nn.Module]:
+    def watches(self) -> dict[Listener, nn.Module]:
         """All that watch, each with the innermost module that it watches."""
-        found: dict[Watch, nn.Module] = {}
+        found: dict[Listener, nn.Module] = {}
         for entry in reversed(self.stack):
             if entry.module is None:
                 break
@@ -111,9 +111,16 @@ class _Running(threading.local):
     def leave(self, entry: _Entry) -> None:
         """Undo `enter`, if it was called: an earlier hook may have failed."""
         if self.stack and self.stack[-1] == entry:
-            self.stack.pop()
-            if not self.stack:
-                torch.backends.mha.set_fastpath_enabled(self.fast_path)
+            self._keep(self.stack[:-1])
+
+    def forget(self, watch: Listener) -> None:
+        """Whoever stops to watch while modules run hears of no module that it left."""
+        self._keep([entry for entry in self.stack if entry.watch != watch])
+
+    def _keep(self, stack: list[_Entry]) -> None:
+        if self.stack and not stack:
+            torch.backends.mha.set_fastpath_enabled(self.fast_path)
+        self.stack = stack
 
 
 RUNNING = _Running()
@@ -143,24 +150,29 @@ def running(model: nn.Module, attend: Attend) -> contextlib.AbstractContextManag
     return _marked(model, enter, leave)
 
 
-def watching(
-    model: nn.Module, watch: Watch, *, compiled: bool = True
-) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def watching(model: nn.Module, watch: Listener, *, compiled: bool = True) -> Generator[None]:
     """While a module of `model` runs, `watch` is told of each call, and changes nothing.
 
-    With `compiled`, the graph of a compiled model breaks to tell; without, nothing is told from
-    inside a graph, and the graph is what it was.
+    With `compiled`, the graph of a compiled model breaks to tell. Without, nothing is told from
+    inside a graph, and the graph is what it was; nor are modules in eval mode looked at, whose
+    fused layers then stay what they are.
     """
 
     def enter(module: nn.Module, *_: Any) -> None:
-        if compiled or not torch.compiler.is_compiling():
+        if compiled or (module.training and not torch.compiler.is_compiling()):
             RUNNING.enter(_Entry(module, watch=watch))
 
     def leave(module: nn.Module, *_: Any) -> None:
         if compiled or not torch.compiler.is_compiling():
             RUNNING.leave(_Entry(module, watch=watch))
 
-    return _marked(model, *((uncompiled(enter), uncompiled(leave)) if compiled else (enter, leave)))
+    hooks = (uncompiled(enter), uncompiled(leave)) if compiled else (enter, leave)
+    try:
+        with _marked(model, *hooks):
+            yield
+    finally:
+        RUNNING.forget(watch)
 
 
 @contextlib.contextmanager

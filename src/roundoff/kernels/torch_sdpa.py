@@ -26,6 +26,7 @@ __all__ = [
     "CUDA_FLASH",
     "MATH",
     "MATH_REDUCED",
+    "backends_enabled",
     "kernel_chosen",
 ]
 
@@ -68,6 +69,18 @@ def kernel_chosen(
         SDPBackend.FLASH_ATTENTION: flash,
     }
     return kernels.get(SDPBackend(found))
+
+
+def backends_enabled() -> tuple[SDPBackend, ...]:
+    """The back-ends that torch may choose from here, as `sdpa_kernel` takes them."""
+    cuda = torch.backends.cuda
+    asked = {
+        SDPBackend.MATH: cuda.math_sdp_enabled,
+        SDPBackend.FLASH_ATTENTION: cuda.flash_sdp_enabled,
+        SDPBackend.EFFICIENT_ATTENTION: cuda.mem_efficient_sdp_enabled,
+        SDPBackend.CUDNN_ATTENTION: cuda.cudnn_sdp_enabled,
+    }
+    return tuple(backend for backend, enabled in asked.items() if enabled())
 
 
 @contextlib.contextmanager

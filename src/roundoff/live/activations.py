@@ -40,6 +40,8 @@ class Activations:
 
     def end(self, seen: Seen) -> None:
         """Hand over the states, in the order in which the modules first returned."""
+        for probe in self._probes:
+            seen.put("activations", "", probe, None)
         for name, states in self._states.items():
             for probe, state in zip(self._probes, states, strict=True):
                 seen.put("activations", name, probe, state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from roundoff.live.watch import Watch
 from roundoff.records import Finding, Reading
@@ -17,23 +17,22 @@ IN_A_ROW = 2
 SHARED = {"dk_ratio", "dv_ratio"}
 """Values that are one for all query heads of a key head."""
 
-TELLING = {"nonfinite", "amax"}
+TELLING = {"nonfinite", "amax", "rmse"}
 """Values that say whether there is a NaN or an infinity."""
 
 
 def bad_in(reading: Reading) -> bool:
     """Whether there is a NaN or an infinity in what was read."""
-    amax = reading.values.get("amax", 0.0)
-    return bool(reading.values.get("nonfinite")) or not math.isfinite(amax)
+    sizes = (reading.values.get(name, 0.0) for name in ("amax", "rmse"))
+    return bool(reading.values.get("nonfinite")) or not all(map(math.isfinite, sizes))
 
 
 class Findings:
     """Looks at the readings of one sampled step after the other; `found` has each thing once."""
 
-    def __init__(self, watches: Mapping[str, Sequence[Watch]]) -> None:
+    def __init__(self, watches: Sequence[Watch]) -> None:
         self.found: list[Finding] = []
-        limits = [w.limit for w in watches.get("attention", ())]
-        self._limit = min(limits, default=float("inf"))
+        self._watches = [watch for watch in watches if watch.of == "attention"]
         self._beyond: Counter[tuple[str, str]] = Counter()
         self._known: set[tuple[str, str]] = set()
 
@@ -59,7 +58,12 @@ class Findings:
             elif bad is not None and key not in self._known:
                 self._known.add(key)
                 why = f"the first of the {of} with NaN or infinity"
-                found.append(Finding(step, "nonfinite", bad.name, why, values=dict(bad.values)))
+                found.append(
+                    Finding(
+                        step, "nonfinite", bad.name, why,
+                        head=bad.head, values=dict(bad.values),
+                    )
+                )  # fmt: skip
         return found
 
     def _explained(self, heads: Sequence[Reading]) -> set[tuple[str, str, float]]:
@@ -72,7 +76,12 @@ class Findings:
         }
 
     def _own_is_beyond(self, head: Reading) -> bool:
-        return any(head.values.get(name, 0.0) > self._limit for name in ("ratio", "dq_ratio"))
+        limit = self._limit(head.name)
+        return any(head.values.get(name, 0.0) > limit for name in ("ratio", "dq_ratio"))
+
+    def _limit(self, name: str) -> float:
+        """The least limit of the watches that the module fits."""
+        return min((w.limit for w in self._watches if w.fits(name)), default=math.inf)
 
     def _of_head(
         self, step: int, reading: Reading, explained: set[tuple[str, str, float]]
@@ -84,7 +93,7 @@ class Findings:
             key = (reading.place, name)
             # A NaN is no ratio: it is found by what made it.
             another = (reading.name, name, value) in explained and not self._own_is_beyond(reading)
-            beyond = value > self._limit and not another
+            beyond = value > self._limit(reading.name) and not another
             self._beyond[key] = self._beyond[key] + 1 if beyond else 0
             if self._beyond[key] == IN_A_ROW and key not in self._known:
                 self._known.add(key)

@@ -47,7 +47,8 @@ class Monitor:
 
     Errors, before anything is changed: `UsageError` for a pattern that fits nothing,
     `UnknownNameError` for a probe or format, `UnsupportedError` for what cannot be watched without
-    disturbing it: modules inside a torch.compile graph, reading from FSDP's flat parameters.
+    disturbing it: modules inside a torch.compile graph, FSDP's flat parameters; `RunError` for a
+    path that cannot be written, `MissingLibraryError` for a sink whose library is not here.
     Later, whatever fails is switched off with one warning, and the training goes on.
 
     >>> model = nn.Linear(4, 1)
@@ -67,7 +68,6 @@ class Monitor:
         watch: Sequence[Watch] | str | Path | None = None,
         every: int | None = None,
         to: Iterable[Sink] | str | Path = (),
-        seed: int = 0,
         first_step: int = 0,
     ) -> None:
         check(model, optimizer)
@@ -75,23 +75,21 @@ class Monitor:
         self.readings: list[Reading] = []
         self._root, watches = root_of(model), watches_of(watch, every)
         hidden = compiled_names(self._root, model)
-        self._sources = sources_of(
-            self._root, optimizer, watches, hidden, seed=seed, given=watch is not None
-        )
+        self._sources = sources_of(self._root, optimizer, watches, hidden, given=watch is not None)
         for source in self._sources:
             source.safely = partial(self._safely, source)
-        self._limits = Findings({"attention": [w for w in watches if w.of == "attention"]})
+        self._watches = watches
+        self._limits = Findings(watches)
         self._ranks = Ranks()
         writes = is_first()
         self._sinks = ([sink_at(to)] if writes else []) if isinstance(to, str | Path) else [*to]
         self._awake: list[Source] = []
         self._optimizer = optimizer
-        self._forward: Any = None
-        self._led = False
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_update),
-            optimizer.register_step_post_hook(self._stepped),
-        ]
+        self._passing: list[Any] = []
+        self._forwards, self._backward, self._led, self._open = 0, False, False, True
+        weights: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
+        self._weights = [weight for weight in weights if weight.requires_grad]
+        self._hook: Any = optimizer.register_step_post_hook(self._stepped)
         self._begin()
 
     @property
@@ -112,10 +110,9 @@ class Monitor:
 
     def close(self) -> None:
         """Take everything out of model and optimizer, and close the sinks; twice does no harm."""
-        self._drop()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._open = False
+        self._hook.remove()
+        self._drop(self._sources)
         for sink in self._sinks:
             with self._safely(sink):
                 sink.close()
@@ -129,36 +126,48 @@ class Monitor:
         It may call parts of the model only, as Lightning does, and knows what is compiled.
         """
         self._led = True
-        if step == self.step:
+        if step == self.step or not self._open:
             return
         self.skipped += bool(self._awake)
-        self._drop()
+        self._drop(self._awake)
         self.step = step
-        if any(source.watch.samples(step) for source in self._sources):
-            self._begin()
+        self._begin()
+
+    def _samples(self) -> bool:
+        return any(watch.samples(self.step) for watch in self._watches)
 
     def _begin(self) -> None:
-        """Wake the sources that sample the step that comes."""
+        """If the step that comes is sampled, wake the sources that sample it."""
         self._awake = [s for s in self._sources if s.watch.samples(self.step)]
-        self._forwards = 0
-        if any(source.watch.of in INSIDE for source in self._awake):
-            self._forward = self._root.register_forward_pre_hook(self._forward_begins)
+        self._forwards, self._backward = 0, False
+        if self._awake:
+            hook = self._optimizer.register_step_pre_hook(self._before_update)
+            self._passing.append(hook)
+        if self._looks_inside():
+            self._passing.append(self._root.register_forward_pre_hook(self._forward_begins))
+            self._passing += [w.register_hook(self._backward_begun) for w in self._weights]
         for source in [*self._awake]:
             with self._safely(source):
                 source.begin(self.step)
+
+    def _looks_inside(self) -> bool:
+        return any(source.watch.of in INSIDE for source in self._awake)
 
     def _forward_begins(self, *_: Any) -> None:
         """Forget a step that was not to be: its gradients have been dropped without an update."""
         if torch.compiler.is_compiling() or not self._root.training:
             return
         self._forwards += 1
-        if self._forwards > 1 and all(p.grad is None for p in self._root.parameters()):
+        if self._backward and all(p.grad is None for p in self._weights):
             self.skipped += 1
-            self._forwards = 1
+            self._forwards, self._backward = 1, False
             for source in [*self._awake]:
                 with self._safely(source):
                     source.drop()
                     source.begin(self.step)
+
+    def _backward_begun(self, _: Any) -> None:
+        self._backward = True
 
     def _before_update(self, *_: Any) -> None:
         for source in [*self._awake]:
@@ -167,20 +176,26 @@ class Monitor:
 
     def _stepped(self, *_: Any) -> None:
         """The optimizer has stepped: take in what was seen, and see what comes."""
-        if self._awake:
+        if self._samples():
             self._take()
         self.step += 1
-        if any(source.watch.samples(self.step) for source in self._sources):
+        if self._samples():
             self._begin()
 
     def _take(self) -> None:
-        seen, awake, self._awake = Seen(), self._awake, []
-        unseen = self._forward is not None and not self._forwards and not self._led
+        """Take in a sampled step; every process of a training comes by, whatever failed in it."""
+        seen, awake = Seen(), self._awake
+        unseen = self._looks_inside() and not self._forwards and not self._led
+        found: Any = getattr(self._optimizer, "found_inf", None)  # of a scaler and fused weights
+        if found is not None and float(found):
+            self.skipped += 1
+            self._drop(awake)
         self._unhook()
         with undrawn():
-            for source in awake:
+            for source in [*self._awake]:
                 with self._safely(source):
                     self._end(source, seen, unseen=unseen)
+            self._awake = []
             with self._safely(self._ranks):
                 self._read(seen)
 
@@ -195,7 +210,7 @@ class Monitor:
     def _read(self, seen: Seen) -> None:
         """One transfer, one meeting of the ranks; then it is numbers."""
         merged = self._ranks.merged(seen)
-        if merged is None:
+        if merged is None or not merged.states:
             return
         self.readings = _readings(self.step, merged)
         found = self._limits.look(self.step, self.readings)
@@ -205,17 +220,17 @@ class Monitor:
             with self._safely(sink):
                 sink.write(self.step, self.readings, found)
 
-    def _drop(self) -> None:
+    def _drop(self, sources: Sequence[Source]) -> None:
         self._unhook()
-        for source in self._awake:
+        for source in [*sources]:
             with self._safely(source):
                 source.drop()
         self._awake = []
 
     def _unhook(self) -> None:
-        if self._forward is not None:
-            self._forward.remove()
-            self._forward = None
+        for hook in self._passing:
+            hook.remove()
+        self._passing = []
 
     @contextlib.contextmanager
     def _safely(self, part: Source | Sink | Ranks) -> Generator[None]:

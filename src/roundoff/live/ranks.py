@@ -27,19 +27,23 @@ class Ranks:
         if self._distributed is not None:
             self._group = self._distributed.new_group(backend="gloo")
 
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return is_first()
-
     def merged(self, seen: Seen) -> Seen | None:
-        """What all saw, on the CPU, in the first process; None in the others."""
-        states = _fetched(seen.states)
-        if self._distributed is None:
-            return Seen(states, seen.probes)
-        every: list[Any] = [None] * self._distributed.get_world_size(self._group)
-        self._distributed.all_gather_object(every, states, group=self._group)
-        if not self.first:
+        """What all saw, on the CPU, in the first process; None in the others.
+
+        A process whose own part cannot be had sends nothing, and raises when all have met.
+        """
+        states, error = dict[Key, Tensor](), None
+        try:
+            states = _fetched(seen.states)
+        except Exception as problem:
+            error = problem
+        every: list[Any] = [states]
+        if self._distributed is not None:
+            every = [None] * self._distributed.get_world_size(self._group)
+            self._distributed.all_gather_object(every, states, group=self._group)
+        if error is not None:
+            raise error
+        if not is_first():
             return None
         merged = Seen({}, seen.probes)
         for key, state in (pair for each in every for pair in each.items()):

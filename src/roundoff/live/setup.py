@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.live.activations import Activations
-from roundoff.live.attention import Attention
+from roundoff.live.attention import AttentionCalls
 from roundoff.live.sources import Source, Tensors
 from roundoff.live.watch import DEFAULT, Watch, load_watches
 from roundoff.state.wrappers import unwrapped_name
@@ -51,7 +51,7 @@ def watches_of(watch: Sequence[Watch] | str | Path | None, every: int | None) ->
     """The watches that were asked for; `every` is that of the default ones."""
     if watch is None:
         own = {} if every is None else {"every": every}
-        return [Watch(**{**w.model_dump(), **own}) for w in DEFAULT]
+        return [w.model_copy(update=own) for w in DEFAULT]
     if every is not None:
         raise UsageError(f"every={every} beside watch; give each Watch an `every` of its own")
     found = load_watches(watch) if isinstance(watch, str | Path) else list(watch)
@@ -62,7 +62,7 @@ def watches_of(watch: Sequence[Watch] | str | Path | None, every: int | None) ->
 
 def sources_of(
     root: nn.Module, optimizer: Optimizer, watches: list[Watch], hidden: set[str],
-    *, seed: int, given: bool,
+    *, given: bool,
 ) -> list[Source]:  # fmt: skip
     """A source for each watch; by default, what a compiled model hides is left out, and said."""
     found: list[Source] = []
@@ -83,7 +83,7 @@ def sources_of(
         elif watch.of == "activations":
             found.append(Activations(watch, root, modules))
         else:
-            found.append(Attention(watch, root, modules, seed=seed))
+            found.append(AttentionCalls(watch, root, modules))
     return found
 
 

@@ -146,8 +146,7 @@ class Tensors:
             case "parameters":
                 yield "", weight
             case "gradients" if weight.grad is not None:
-                scale = getattr(self._optimizer, "grad_scale", None)  # of fused optimizers
-                yield "", weight.grad if scale is None else weight.grad / scale
+                yield "", weight.grad
             case "updates" if name in self._before:
                 yield "", _local(weight).detach() - self._before[name]
             case "moments":

@@ -48,7 +48,7 @@ def watched_line(
     )
     with (
         swapped(task.model, asked.attention),
-        Monitor(task.model, task.optimizer, watch=[watch], to=[collected], seed=asked.seed),
+        Monitor(task.model, task.optimizer, watch=[watch], to=[collected]),
     ):
         for step in range(asked.steps):
             with seeded(asked.seed + step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import tomllib
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from typing import Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from roundoff.errors import UnknownNameError, UsageError
+from roundoff.formats import get_format
 from roundoff.metrics.probes import FORMAT_PROBES, PROBES, tensor_probe
 from roundoff.operators.attention.observed import ROW_PROBES
 
@@ -22,6 +24,9 @@ EVERY = 100
 """Steps from one sampled step to the next, unless it is said otherwise."""
 
 _USUAL = ("norm", "amax")
+
+OF_ATTENTION = {"rows", "layers", "limit"}
+"""Fields that only a watch of attention has."""
 
 
 class Watch(BaseModel):
@@ -63,6 +68,12 @@ class Watch(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Watch:
         known = ROW_PROBES if self.of == "attention" else {**PROBES, **FORMAT_PROBES}
+        if self.format is not None:
+            get_format(self.format)
+        alien = ({"format"} if self.of == "attention" else OF_ATTENTION) & self.model_fields_set
+        if alien:
+            name = sorted(alien)[0]
+            raise UsageError(f"watch of {self.of}: it has no {name!r}, which is of other kinds")
         for name in self.probes:
             if name not in known:
                 raise UnknownNameError(f"probe of {self.of}", name, known)
@@ -80,13 +91,18 @@ class Watch(BaseModel):
         within = step >= self.start and (self.stop is None or step < self.stop)
         return within and (step - self.start) % self.every == 0
 
+    def fits(self, name: str) -> bool:
+        """Whether the pattern fits a name."""
+        return fnmatch.fnmatchcase(name, self.names)
+
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Of `names` those that fit; `UsageError` where none does, with near ones."""
+        """Of `names` those that fit; `UsageError` where none does, with some that there are."""
         every = [*names]
-        found = [name for name in every if fnmatch.fnmatchcase(name, self.names)]
+        found = [name for name in every if self.fits(name)]
         if not found:
             kind = "modules" if self.of in ("activations", "attention") else "parameters"
-            some = ", ".join(every[:3]) or "nothing"
+            near = difflib.get_close_matches(self.names, every, n=3, cutoff=0.4)
+            some = ", ".join(near or every[:3]) or "nothing"
             raise UsageError(
                 f"watch of {self.of}: no {kind} fit the pattern {self.names!r}; "
                 f"there are {len(every)}, such as {some}"

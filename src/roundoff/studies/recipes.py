@@ -14,7 +14,7 @@ from roundoff.bench.plan import Plan, Sweep
 from roundoff.operators.attention.catalogue import RECIPES
 from roundoff.operators.attention.evidence import percent
 from roundoff.studies.rows import complete
-from roundoff.studies.study import Claim, Finding, Frame, Study, frame
+from roundoff.studies.study import Answer, Claim, Frame, Study, frame
 
 __all__ = ["STUDY", "evidence", "evidence_plan"]
 
@@ -119,7 +119,7 @@ def _follows(name: str, *, exactly: bool = False) -> Claim:
     twice over, measured on the same cells.
     """
 
-    def judge(rows: Frame) -> Finding:
+    def judge(rows: Frame) -> Answer:
         table = evidence(rows, name)
         found = table.to_dict("records")
         words = "; ".join(
@@ -129,7 +129,7 @@ def _follows(name: str, *, exactly: bool = False) -> Claim:
             for r in found
         )
         good = {r["format"] for r in found} == set(FORMATS) and all(map(near, found))
-        return Finding("holds" if good else "does not hold", words, evidence=table)
+        return Answer("holds" if good else "does not hold", words, evidence=table)
 
     def near(line: Mapping[str, float]) -> bool:
         if exactly:

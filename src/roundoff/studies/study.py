@@ -15,7 +15,7 @@ from roundoff.records.verdict import Outcome
 from roundoff.registry import require
 from roundoff.training.experiment import Experiment
 
-__all__ = ["Claim", "Files", "Finding", "Frame", "Study", "frame", "joined"]
+__all__ = ["Answer", "Claim", "Files", "Frame", "Study", "frame", "joined"]
 
 Frame: TypeAlias = Any
 """A pandas DataFrame (or one of its rows): pandas' own types are partial and would hide errors."""
@@ -33,7 +33,7 @@ def joined(*tables: Frame) -> Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Answer:
     """What a claim's predicate found: the outcome, the measured sentence, and its evidence."""
 
     outcome: Outcome
@@ -53,14 +53,14 @@ class Claim:
     id: str
     text: str
     claimed: str
-    judge: Callable[[Any], Finding]
+    judge: Callable[[Any], Answer]
 
     def verdict(self, rows: Frame | Sequence[Mapping[str, Any]]) -> Verdict:
         """The outcome of this claim over `rows`; `cannot tell` where rows are missing."""
         try:
             found = self.judge(rows)
         except (KeyError, ValueError, IndexError, StopIteration, UsageError) as error:
-            found = Finding("cannot tell", f"rows are missing: {error}")
+            found = Answer("cannot tell", f"rows are missing: {error}")
         evidence: list[dict[object, Any]] = []
         if found.evidence is not None:
             evidence = found.evidence.to_dict("records")

@@ -124,3 +124,10 @@ def test_nan_stays():
     seen = observed()
     seen.out[0, 1, 0, 0] = math.nan
     assert [math.isnan(x) for x in values("deviation", seen)["rmse"]] == [False, True, False, False]
+
+
+def test_a_logit_that_is_nan_is_seen():
+    seen = observed()
+    seen.call.q[0, 1, 3, 0] = math.nan
+    for name, of_heads in values("logits", seen).items():
+        assert [math.isnan(x) for x in of_heads] == [False, True, False, False], name

@@ -29,11 +29,10 @@ class Attached:
         watch: Sequence[Watch] | str | Path | None = None,
         every: int | None = None,
         to: Iterable[Sink] | str | Path = (),
-        seed: int = 0,
     ) -> None:
         super().__init__()
         self.monitor: Monitor | None = None
-        self._watch, self._every, self._seed = watch, every, seed
+        self._watch, self._every = watch, every
         self._to = to if isinstance(to, str | Path) else [*to]
 
     def attach(
@@ -48,7 +47,6 @@ class Attached:
             watch=self._watch,
             every=self._every,
             to=self._to,
-            seed=self._seed,
             first_step=step,
         )
 

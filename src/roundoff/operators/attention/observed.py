@@ -3,7 +3,7 @@
     H query heads    R rows    M keys    D head dim    q [1,H,N,D]    k, v [1,Hk,M,D]
     out, dout [1,H,R,D]    states [H, columns], see `metrics.probes`
 
-Golden and a recipe compute the same rows; nothing here waits for the device.
+Golden and a recipe compute the same rows.
 """
 
 from __future__ import annotations
@@ -78,14 +78,16 @@ def _logits(seen: ObservedCall) -> Tensor:
         s = call.q[..., call.rows, :].double() @ k.transpose(-1, -2) * call.scale
         s = call.mask.apply(s, call.rows, slice(0, k.shape[-2]), call.lengths)[0]
         largest = s.amax(-1, keepdim=True)
-        visible, sees = s > -math.inf, largest > -math.inf
+        visible, sees = s != -math.inf, largest != -math.inf
+        # 0, and NaN in a head with a logit that is not finite.
+        taint = (largest * 0).masked_fill(~sees, 0.0).sum((-1, -2))
         log_p = (s - lse[..., None]).masked_fill(~visible, 0.0)
         entropy = -(log_p.exp() * log_p).masked_fill(~visible, 0.0).sum((-1, -2))
         ones = at_one(s, largest, seen.storage) & visible
         lowest = lse.masked_fill(~sees[..., 0], math.inf).amin(-1)
         columns = (
-            sees.sum((-1, -2)), entropy, (ones.sum(-1) > 1).sum(-1), visible.sum((-1, -2)),
-            ones.sum((-1, -2)), largest.amax((-1, -2)), lse.amax(-1), -lowest,
+            sees.sum((-1, -2)), entropy, (ones.sum(-1) > 1).sum(-1) + taint, visible.sum((-1, -2)),
+            ones.sum((-1, -2)) + taint, largest.amax((-1, -2)), lse.amax(-1), -lowest,
         )  # fmt: skip
         return torch.stack([column.double() for column in columns], -1)
 

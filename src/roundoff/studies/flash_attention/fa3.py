@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from roundoff.studies.flash_attention.paper import REAL
 from roundoff.studies.rows import complete, numbers, paired_ratio, pick, short
-from roundoff.studies.study import Finding, Frame, frame
+from roundoff.studies.study import Answer, Frame, frame
 
 __all__ = ["fp8", "fp16"]
 
@@ -39,7 +39,7 @@ def _over(rows: Frame, candidates: Mapping[str, str], bases: Mapping[str, str]) 
     return complete(frame(lines), "ratio", "low", "high")
 
 
-def fp16(rows: Frame) -> Finding:
+def fp16(rows: Frame) -> Answer:
     """Standard attention over flash, on inputs with outliers, for three standards."""
     table = _over(rows, STANDARDS, {"recipe:fa2": "", **REAL})
     outliers = table[table["inputs"] == "outliers"]
@@ -50,14 +50,14 @@ def fp16(rows: Frame) -> Finding:
     measured = f"standard over flash, outliers: {words}"
     fits = [c for c in STANDARDS if sure.get(c, False) and least[c] >= CLAIMED_16]
     if len(fits) == len(least):
-        return Finding("holds", measured, evidence=table)
+        return Answer("holds", measured, evidence=table)
     if not fits:
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     condition = f"standard attention {' or '.join(STANDARDS[c] for c in fits)}"
-    return Finding("holds only if", measured, condition, table)
+    return Answer("holds only if", measured, condition, table)
 
 
-def fp8(rows: Frame) -> Finding:
+def fp8(rows: Frame) -> Answer:
     """One scale a tensor, and each half of FlashAttention-3's remedy left out, over the whole."""
     table = _over(rows, OTHERS, {"recipe:fa3-fp8": ""})
     worst = pick(rows, "recipe:fa3-fp8", inputs="outliers", format="fp16")["out_rmse"].median()
@@ -71,11 +71,11 @@ def fp8(rows: Frame) -> Finding:
         f"on N(0, 1) one scale a tensor {plain[tensor]:.2g}x"
     )
     if not outliers["low"].min()[tensor] > 1:
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     limits: list[str] = []
     if not normal["low"].min()[tensor] > 1:
         limits.append("there are outliers")
     if middle[tensor] < CLAIMED_8:
         limits.append(f"a factor of {middle[tensor]:.2g} will do")
     outcome = "holds only if" if limits else "holds"
-    return Finding(outcome, measured, " and ".join(limits), table)
+    return Answer(outcome, measured, " and ".join(limits), table)

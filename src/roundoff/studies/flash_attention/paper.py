@@ -22,7 +22,7 @@ from roundoff.studies.rows import (
     slopes,
     spell,
 )
-from roundoff.studies.study import Finding, Frame, frame
+from roundoff.studies.study import Answer, Frame, frame
 
 __all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "cause", "law"]
 
@@ -59,7 +59,7 @@ def _bf16(rows: Frame) -> Frame:
     return rows[chosen & rows["q_tile"].isna()]
 
 
-def c1(rows: Frame) -> Finding:
+def c1(rows: Frame) -> Answer:
     """Flash over baseline, by max error on N(0, 1): from how many tiles on is it about 10x?"""
     table = complete(ratios(_bf16(rows), STATES | REAL, BASELINES), "ratio", "low", "high")
     plain = table[(table["metric"] == "max error") & (table["inputs"] == "normal")]
@@ -74,7 +74,7 @@ def c1(rows: Frame) -> Finding:
     kernels = f"real kernels at most {spell(worst)} ({REAL[worst['candidate']]})"
     if not reaching:
         top = plain.loc[plain["ratio"].idxmax()]
-        return Finding("does not hold", f"at most {spell(top)}; {kernels}", evidence=table)
+        return Answer("does not hold", f"at most {spell(top)}; {kernels}", evidence=table)
     words: list[str] = []
     for base, name in BASELINES.items():
         found = [cells for _, other, cells in reaching if other == base]
@@ -84,7 +84,7 @@ def c1(rows: Frame) -> Finding:
             words.append(f"{_span(low, high)} from n/tile {start:.0f} over {name}")
     states = " or ".join(dict.fromkeys(STATES[state] for state, _, _ in reaching))
     condition = f"flash keeps {states}, with enough tiles"
-    return Finding("holds only if", f"{', '.join(words)}; {kernels}", condition, table)
+    return Answer("holds only if", f"{', '.join(words)}; {kernels}", condition, table)
 
 
 def _span(low: float, high: float) -> str:
@@ -99,7 +99,7 @@ def _from_some_tiles_on(table: Frame, state: str, base: str) -> Frame:
     return cells[cells["tiles"] > short_of["tiles"].max()] if len(short_of) else cells
 
 
-def c2(rows: Frame) -> Finding:
+def c2(rows: Frame) -> Answer:
     """Each wider format must deviate less, in both metrics, for baseline and flash."""
     lines: list[Mapping[str, object]] = []
     kinds = itertools.product(("normal", "outliers"), ("paper", "baseline"), METRICS)
@@ -115,8 +115,8 @@ def c2(rows: Frame) -> Finding:
     where = f"{least['step']}, {least['recipe']}, {least['metric']}"
     if (table["low"] > 1).all():
         measured = f"every step lowers max error and rmse, the least by {spell(least)} ({where})"
-        return Finding("holds", measured, evidence=table)
-    return Finding("does not hold", f"{spell(least)} ({where})", evidence=table)
+        return Answer("holds", measured, evidence=table)
+    return Answer("does not hold", f"{spell(least)} ({where})", evidence=table)
 
 
 def _in_format(rows: Frame, kind: str, format: str, inputs: str) -> Frame:
@@ -124,7 +124,7 @@ def _in_format(rows: Frame, kind: str, format: str, inputs: str) -> Frame:
     return pick(rows, f"recipe:{kind}-{format}", format=format, inputs=inputs, baseline=base)
 
 
-def c3(rows: Frame) -> Finding:
+def c3(rows: Frame) -> Answer:
     """Error against length at a fixed tile; untiled attention and kernels are the control."""
     grid = _bf16(rows)
     lengths = grid.groupby("candidate")["seq_len"].transform("nunique")
@@ -132,14 +132,14 @@ def c3(rows: Frame) -> Finding:
     return _trend(slopes(grid, "seq_len", ["candidate", "inputs", "tile"]), sign=1, of="n")
 
 
-def c4(rows: Frame) -> Finding:
+def c4(rows: Frame) -> Answer:
     """Error against the tile at a fixed length, for the recipes whose tile can be chosen."""
     grid = _bf16(rows)
     grid = grid[grid["candidate"].isin(STATES) & grid["tile"].notna()]
     return _trend(slopes(grid, "tile", ["candidate", "inputs", "seq_len"]), sign=-1, of="tile")
 
 
-def _trend(table: Frame, *, sign: int, of: str) -> Finding:
+def _trend(table: Frame, *, sign: int, of: str) -> Answer:
     """Judge the exponent of the relative error for each candidate, over all inputs.
 
     A trend counts if its interval lies beyond `NEGLIGIBLE` in every group. Relative, because
@@ -159,13 +159,13 @@ def _trend(table: Frame, *, sign: int, of: str) -> Finding:
     yes = [c for c in STATES if holds.get(c, False)]
     others = [short(c) for c in holds.index if holds[c] and c not in STATES]
     if len(yes) == len(STATES):
-        return Finding("holds", measured, evidence=table)
+        return Answer("holds", measured, evidence=table)
     if not yes and not others:
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     condition = f"flash keeps {' or '.join(STATES[c] for c in yes)}" if yes else ""
     if others:
         condition = "; ".join(filter(None, (condition, f"also {', '.join(others)}")))
-    return Finding("holds only if", measured, condition, table)
+    return Answer("holds only if", measured, condition, table)
 
 
 def _blocks(rows: Frame, keys: int, queries: int) -> Frame:
@@ -179,7 +179,7 @@ def _same_errors(one: Frame, other: Frame) -> bool:
     return all((a == b).all() for a, b in pairs)
 
 
-def c5(rows: Frame) -> Finding:
+def c5(rows: Frame) -> Answer:
     """The paper's block against the swapped one; and whether the query tile had a part in it."""
     paper = _blocks(rows, PAPER_TILE, SWAPPED_TILE)
     swapped = _blocks(rows, SWAPPED_TILE, PAPER_TILE)
@@ -190,21 +190,21 @@ def c5(rows: Frame) -> Finding:
     alone = _same_errors(swapped, _blocks(rows, SWAPPED_TILE, SWAPPED_TILE))
     why = "the smaller key tile does it (C4); the query tile changes nothing" if alone else ""
     if all(r.low > 1 for r in found.values()):
-        return Finding("holds", measured, why, table)
+        return Answer("holds", measured, why, table)
     outcome = "does not hold" if all(r.high < 1 for r in found.values()) else "cannot tell"
-    return Finding(outcome, measured, why, table)
+    return Answer(outcome, measured, why, table)
 
 
-def c6(rows: Frame) -> Finding:
+def c6(rows: Frame) -> Answer:
     """Square against oblong query tiles at one key tile."""
     square, oblong = (_blocks(rows, PAPER_TILE, q) for q in (PAPER_TILE, SWAPPED_TILE))
     if _same_errors(square, oblong):
         condition = "by construction: rows do not meet in the forward pass of this engine"
-        return Finding("holds", "the same errors in every seed", condition)
-    return Finding("does not hold", "errors differ between square and oblong query tiles")
+        return Answer("holds", "the same errors in every seed", condition)
+    return Answer("does not hold", "errors differ between square and oblong query tiles")
 
 
-def law(rows: Frame) -> Finding:
+def law(rows: Frame) -> Answer:
     """All-bf16 flash over all-bf16 attention: one value for one number of tiles?"""
     bases = {"recipe:baseline-bf16": ""}
     table = ratios(_bf16(rows), {"recipe:paper-bf16": ""}, bases)
@@ -219,10 +219,10 @@ def law(rows: Frame) -> Finding:
         f"rmse by n/tile, N(0, 1): {words}; "
         f"cells of one n/tile differ by at most {100 * (spread - 1):.0f} %"
     )
-    return Finding("holds" if spread <= SAME else "does not hold", measured, evidence=table)
+    return Answer("holds" if spread <= SAME else "does not hold", measured, evidence=table)
 
 
-def cause(rows: Frame) -> Finding:
+def cause(rows: Frame) -> Answer:
     """Only m, only l, only O in bf16, over fa2 with its fp32 state, at equal inputs."""
     table = ratios(_bf16(rows), PARTS, {"kernel:torch-math": ""})
     fa2 = ratios(_bf16(rows), {"recipe:fa2": ""}, {"kernel:torch-math": ""})
@@ -237,4 +237,4 @@ def cause(rows: Frame) -> Finding:
     maximum, *others = (cells[part] for part in PARTS)
     good = all((maximum < other).all() for other in others)
     measured = f"rmse over that with an fp32 state: {words}"
-    return Finding("holds" if good else "does not hold", measured, evidence=both)
+    return Answer("holds" if good else "does not hold", measured, evidence=both)

@@ -13,7 +13,7 @@ from typing import Any
 
 from roundoff.metrics.intervals import Interval, ratio_interval
 from roundoff.records.verdict import Outcome
-from roundoff.studies.study import Claim, Finding, frame
+from roundoff.studies.study import Answer, Claim, frame
 from roundoff.training.experiment import Experiment
 from roundoff.training.verdict import distance, growth, steps_of, units, values
 
@@ -46,7 +46,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
 }
 
 
-def c7(records: Records) -> Finding:
+def c7(records: Records) -> Answer:
     """Both distances are above 0 and grow between any two steps at which they are compared."""
     steps = steps_of(records)
     lines: list[dict[str, Any]] = [
@@ -59,7 +59,7 @@ def c7(records: Records) -> Finding:
     ]  # fmt: skip
     flash = [line for line in lines if line["arm"] == FLASH]
     if len(flash) < len(METRICS) * (len(steps) - 1):
-        return Finding("does not hold", "a distance is exactly 0", evidence=frame(lines))
+        return Answer("does not hold", "a distance is exactly 0", evidence=frame(lines))
     rising = [line for line in flash if line["low"] > 0]
     words = [_from_to(records, FLASH, m) for m in METRICS]
     ulp = _from_to(records, "ulp", "w1")
@@ -68,14 +68,14 @@ def c7(records: Records) -> Finding:
         f"a rerun stays at {_most(records, 'rerun'):.0e}, one ulp of one weight: {ulp}"
     )
     if len(rising) == len(flash):
-        return Finding("holds", measured, evidence=frame(lines))
+        return Answer("holds", measured, evidence=frame(lines))
     if all(_whole(records, FLASH, m).low > 1 for m in METRICS):
         where = f"seen as a whole: {len(flash) - len(rising)} stretches may as well be flat"
-        return Finding("holds only if", measured, where, frame(lines))
-    return Finding("does not hold", measured, evidence=frame(lines))
+        return Answer("holds only if", measured, where, frame(lines))
+    return Answer("does not hold", measured, evidence=frame(lines))
 
 
-def c8(records: Records) -> Finding:
+def c8(records: Records) -> Answer:
     """The slope of flash over that of another initial seed: comparable to it, or below."""
     lines: list[dict[str, Any]] = []
     for m, name in METRICS.items():
@@ -96,10 +96,10 @@ def c8(records: Records) -> Finding:
         outcome = "holds"
     elif any(line["low"] > COMPARABLE for line in lines):
         outcome = "does not hold"
-    return Finding(outcome, measured, evidence=frame(lines))
+    return Answer(outcome, measured, evidence=frame(lines))
 
 
-def c9(records: Records) -> Finding:
+def c9(records: Records) -> Answer:
     """Distances of fp16 and bf16 training over those of flash, judged at the last step."""
     lines: list[dict[str, Any]] = [
         {"metric": METRICS[m], "arm": u.candidate, "step": u.step,
@@ -119,17 +119,17 @@ def c9(records: Records) -> Finding:
     fp16 = [at[name, "fp16", last] for name in METRICS.values()]
     table = frame(lines)
     if any(line["high"] < 1 for line in fp16):
-        return Finding("does not hold", told, evidence=table)
+        return Answer("does not hold", told, evidence=table)
     if any(line["low"] <= 1 for line in fp16):
-        return Finding("cannot tell", told, evidence=table)
+        return Answer("cannot tell", told, evidence=table)
     if all(line["low"] <= CLAIMED[1] and line["high"] >= CLAIMED[0] for line in fp16):
-        return Finding("holds", told, evidence=table)
+        return Answer("holds", told, evidence=table)
     factor = min(line["ratio"] for line in fp16)
     where = f"any factor will do: it is {factor:.2g} or more at step {last}, and another at others"
-    return Finding("holds only if", told, where, table)
+    return Answer("holds only if", told, where, table)
 
 
-def c10(times: Sequence[Mapping[str, Any]]) -> Finding:
+def c10(times: Sequence[Mapping[str, Any]]) -> Answer:
     """Forward and backward of a step with flash, over those with the baseline."""
     t = next(t for t in times if t["candidate_name"] == FLASH)
     share = [
@@ -148,7 +148,7 @@ def c10(times: Sequence[Mapping[str, Any]]) -> Finding:
     outcome: Outcome = "cannot tell"
     if t["high"] < 1 or t["low"] >= 1:
         outcome = "holds" if t["high"] < 1 else "does not hold"
-    return Finding(outcome, measured, evidence=evidence)
+    return Answer(outcome, measured, evidence=evidence)
 
 
 def _peak(t: Mapping[str, Any]) -> str:

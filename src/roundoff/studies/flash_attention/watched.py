@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from roundoff.live.trained import WatchedTraining
-from roundoff.studies.study import Claim, Finding, frame
+from roundoff.studies.study import Answer, Claim, frame
 
 __all__ = ["CLAIMS", "WATCHED"]
 
@@ -29,15 +29,15 @@ WATCHED: dict[str, Callable[[], tuple[WatchedTraining, ...]]] = {
 }
 
 
-def live(records: Records) -> Finding:
+def live(records: Records) -> Answer:
     """The rmse of all heads at each sampled step, and its ratio to the recipe's."""
     lines = [line for record in records for line in _curve(record)]
+    if {line["kernel"] for line in lines} != {r["watched"]["attention"] for r in records}:
+        return Answer("cannot tell", "nothing was sampled")
     outside = [line for line in lines if not 1 / APART < line["ratio"] < APART]
     told = "; ".join(_told(record, lines) for record in records)
-    if not lines:
-        return Finding("cannot tell", "nothing was sampled")
     outcome = "does not hold" if outside else "holds"
-    return Finding(outcome, told, evidence=frame(lines))
+    return Answer(outcome, told, evidence=frame(lines))
 
 
 def _curve(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -49,11 +49,17 @@ def _curve(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "kernel": record["watched"]["attention"], "step": step,
             "rmse": math.sqrt(sum(float(r["rmse"]) ** 2 for r in held) / len(held)),
-            "ratio": median(float(r["ratio"]) for r in held),
-            "dq_ratio": median(float(r["dq_ratio"]) for r in held),
+            "ratio": _median(held, "ratio"),
+            "dq_ratio": _median(held, "dq_ratio"),
         }
         for step, held in sorted(steps.items())
     ]  # fmt: skip
+
+
+def _median(held: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Over heads; NaN if one is."""
+    values = [float(reading[name]) for reading in held]
+    return math.nan if any(map(math.isnan, values)) else median(values)
 
 
 def _told(record: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from roundoff.metrics import ratio_interval, t_interval
 from roundoff.studies.low_precision_failure.plan import CONTROLS, KERNELS, NARROW, REAL, TIED, TILES
 from roundoff.studies.rows import complete, numbers, pick, seeds_of, short, spell
-from roundoff.studies.study import Claim, Finding, Frame, frame, joined
+from roundoff.studies.study import Answer, Claim, Frame, frame, joined
 
 __all__ = ["CLAIMS", "LEAST", "gains"]
 
@@ -69,17 +69,17 @@ def _straight(table: Frame) -> bool:
     return bool((table["high"] < LEAST).all())
 
 
-def bias(rows: Frame) -> Finding:
+def bias(rows: Frame) -> Answer:
     """Every narrow state must stretch on ties with one-signed V, and none on the controls."""
     tied = _own(gains(rows, NARROW, [TIED]))
     control = _own(gains(rows, NARROW, CONTROLS))
     least = control.loc[control["gain"].abs().idxmax()]
     measured = f"gain: {_words(tied, NARROW)}; controls at most {least['gain']:+.1e}"
     good = _stretched(tied) and _straight(control)
-    return Finding("holds" if good else "does not hold", measured, evidence=joined(tied, control))
+    return Answer("holds" if good else "does not hold", measured, evidence=joined(tied, control))
 
 
-def tile(rows: Frame) -> Finding:
+def tile(rows: Frame) -> Answer:
     """The bias at every tile, one tile for all keys included."""
     table = gains(rows, NARROW, [TIED])
     table = table[table["tile"].notna()]
@@ -90,14 +90,14 @@ def tile(rows: Frame) -> Finding:
     smaller = ", ".join(f"{gain:+.1e} at {n:.0f}" for n, gain in middle.items() if n <= max(TILES))
     measured = f"gain in one tile: {_words(whole, NARROW)}; mean in tiles of keys: {smaller}"
     if not _stretched(whole):
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     if _stretched(table):
-        return Finding("holds", measured, evidence=table)
+        return Answer("holds", measured, evidence=table)
     condition = "a tile holds enough untied keys to be felt in its fp32 sum: fewer tiles, more bias"
-    return Finding("holds only if", measured, condition, table)
+    return Answer("holds only if", measured, condition, table)
 
 
-def fp32_output(rows: Frame) -> Finding:
+def fp32_output(rows: Frame) -> Answer:
     """O in fp32, with l in fp32 (fa2) and with l in bf16."""
     names = {"recipe:fa2": "l in fp32 too", "recipe:fa2-bf16-sum": "l in bf16",
              STRAIGHT: "golden rounded once (torch-math)"}  # fmt: skip
@@ -105,14 +105,14 @@ def fp32_output(rows: Frame) -> Finding:
     both, other, _ = (table[table["candidate"] == name] for name in names)
     measured = f"gain with O in fp32: {_words(table, names)}"
     if not _straight(both):
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     if _straight(other):
-        return Finding("holds", measured, evidence=table)
+        return Answer("holds", measured, evidence=table)
     condition = "l is in fp32 too: l in bf16 rounds 2 + a little down to 2, which stretches alike"
-    return Finding("holds only if", measured, condition, table)
+    return Answer("holds only if", measured, condition, table)
 
 
-def tie_safe(rows: Frame) -> Finding:
+def tie_safe(rows: Frame) -> Answer:
     """The tied-maximum rule: no bias left, and no error at all without rounding."""
     names = ["recipe:failure-bf16-tie-safe", "recipe:paper-bf16-tie-safe", "recipe:tie-safe-fp64"]
     table = _own(gains(rows, [BARE, *names], [TIED]))
@@ -125,10 +125,10 @@ def tie_safe(rows: Frame) -> Finding:
         f"rmse up to {size:.2g}x that without the rule"
     )
     good = _straight(safe) and bool((safe["low"] > -LEAST).all()) and error < EXACT
-    return Finding("holds" if good else "does not hold", measured, evidence=table)
+    return Answer("holds" if good else "does not hold", measured, evidence=table)
 
 
-def offset(rows: Frame) -> Finding:
+def offset(rows: Frame) -> Answer:
     """A maximum that is too large by a constant: one that keeps P a power of two, one that not."""
     names = {"recipe:failure-bf16-offset-half": "tied P at 1/2",
              "recipe:failure-bf16-offset": "tied P at exp(-1)"}  # fmt: skip
@@ -136,14 +136,14 @@ def offset(rows: Frame) -> Finding:
     half, other = (table[table["candidate"] == name] for name in names)
     measured = f"gain: {_words(table, names)}"
     if _stretched(half) and not _straight(other):
-        return Finding("holds", measured, evidence=table)
+        return Answer("holds", measured, evidence=table)
     if _stretched(half):
         condition = "the offset leaves tied P a power of two; where it does not, the bias goes"
-        return Finding("holds only if", measured, condition, table)
-    return Finding("does not hold", measured, evidence=table)
+        return Answer("holds only if", measured, condition, table)
+    return Answer("does not hold", measured, evidence=table)
 
 
-def delta(rows: Frame) -> Finding:
+def delta(rows: Frame) -> Answer:
     """The error of dq with D from the stored O over that with D from P and dP, seed by seed.
 
     Where all of a row's weight lies on equal keys, dq is 0 but for the rest: an error of D is
@@ -168,10 +168,10 @@ def delta(rows: Frame) -> Finding:
     )
     measured = f"rmse of dq with D from the stored O over that with D from P: {words}"
     good = bool((table["low"] > REMOVED).all())
-    return Finding("holds" if good else "does not hold", measured, evidence=table)
+    return Answer("holds" if good else "does not hold", measured, evidence=table)
 
 
-def kernels(rows: Frame) -> Finding:
+def kernels(rows: Frame) -> Answer:
     """Real kernels, and recipes of those that do not run here, on ties and on the control."""
     planned = {*rows["candidate"]}  # a kernel that does not run on this machine is in no plan
     names = [STRAIGHT, *(k for k in map("kernel:{}".format, KERNELS) if k in planned)]
@@ -189,9 +189,9 @@ def kernels(rows: Frame) -> Finding:
     measured = f"stretched {'; '.join(words)}"
     affected = [*groups["by the sign of V"], *groups["by ties alone"]]
     if not affected:
-        return Finding("does not hold", measured, evidence=table)
+        return Answer("does not hold", measured, evidence=table)
     condition = "P, l or exp(0) is rounded so that the weights of V add up to more than 1"
-    return Finding("holds only if", measured, condition, table)
+    return Answer("holds only if", measured, condition, table)
 
 
 CLAIMS = (

@@ -11,7 +11,7 @@ from roundoff.metrics import ratio_interval, t_interval
 from roundoff.studies.low_precision_failure.claims import LEAST, gains
 from roundoff.studies.low_precision_failure.plan import FINE, KERNELS, NARROW, REMEDIED, TIED
 from roundoff.studies.rows import complete, pick, short
-from roundoff.studies.study import Claim, Finding, Frame, frame, joined
+from roundoff.studies.study import Answer, Claim, Frame, frame, joined
 
 __all__ = ["TRAINED", "gains_of_files"]
 
@@ -46,7 +46,7 @@ def gains_of_files(rows: Frame, candidates: Iterable[str]) -> Frame:
     return complete(frame(lines), "gain", "low", "high", "ratio", "tied")
 
 
-def trained(rows: Frame) -> Finding:
+def trained(rows: Frame) -> Answer:
     """Every narrow state must stretch on the captured inputs, in its own tile.
 
     Where not all do, or only in small tiles, that is the condition; and so is whether the
@@ -61,10 +61,10 @@ def trained(rows: Frame) -> Finding:
     measured, evidence = _measured(table, tied), joined(table, tied[[*SHARED]])
     stretched = table[table["candidate"].isin(NARROW) & (table["low"] > LEAST)]
     if {*stretched[stretched["tile"].isna()]["candidate"]} == {*NARROW}:
-        return Finding("holds", measured, evidence=evidence)
+        return Answer("holds", measured, evidence=evidence)
     if stretched.empty:
-        return Finding("does not hold", measured, evidence=evidence)
-    return Finding("holds only if", measured, _condition(table, stretched), evidence)
+        return Answer("does not hold", measured, evidence=evidence)
+    return Answer("holds only if", measured, _condition(table, stretched), evidence)
 
 
 def _measured(table: Frame, tied: Frame) -> str:
