@@ -9,6 +9,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from roundoff.formats import get_format
+from roundoff.operators import OPERATORS
+
+ATTENTION = OPERATORS["attention"]
+NAMES = {None: "fp32", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 F32 = torch.float32
 
 
@@ -105,3 +110,28 @@ def attention_of(c):
 
 def divided(c, x, l):  # noqa: E741
     return x / l if c.divide == "division" else x * (1.0 / l)
+
+
+def truth(choices):
+    """What `explain` should say of each place."""
+    said = {name: getattr(choices, name) for name in SPACE}
+    said |= {name: NAMES[said[name]] for name in ("probs", "accumulator")}
+    return said | {"kv_tile": said["kv_tile"] or "row", "scale": said["scale"].split()[0]}
+
+
+def bits(choices, problems):
+    function = attention_of(choices)
+    return [
+        function(*(p.inputs[n].to(torch.bfloat16) for n in "qkv"))[:, :, p.rows] for p in problems
+    ]
+
+
+def undecidable(choices):
+    """The places at which some other choice changes no bit on any probe, by the kernels alone."""
+    problems = [p.problems[0]() for p in ATTENTION.probes(get_format("bf16"), 0)]
+    ours = bits(choices, problems)
+    return {
+        name
+        for name, other in others(choices)
+        if all(map(torch.equal, ours, bits(other, problems)))
+    }

@@ -20,12 +20,10 @@ from roundoff.sites import Accumulator, Exponential
 from roundoff.store.json import dumps
 from roundoff.subjects import KernelSubject
 
-from .plain import SPACE, attention_of, drawn, others
+from .plain import attention_of, drawn, truth, undecidable
 
 ATTENTION = OPERATORS["attention"]
-KERNELS = 20
-GROUPS = 5
-NAMES = {None: "fp32", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+KERNELS, GROUPS = 4, 2  # benchmarks/independent.py takes as many as one likes
 
 
 @pytest.fixture(autouse=True)
@@ -34,31 +32,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def truth(choices):
-    """What `explain` should say of each place."""
-    said = {name: getattr(choices, name) for name in SPACE}
-    said |= {name: NAMES[said[name]] for name in ("probs", "accumulator")}
-    return said | {"kv_tile": said["kv_tile"] or "row", "scale": said["scale"].split()[0]}
-
-
-def bits(choices, problems):
-    function = attention_of(choices)
-    return [
-        function(*(p.inputs[n].to(torch.bfloat16) for n in "qkv"))[:, :, p.rows] for p in problems
-    ]
-
-
-def undecidable(choices):
-    """The places at which some other choice changes no bit on any probe, by the kernels alone."""
-    problems = [p.problems[0]() for p in ATTENTION.probes(get_format("bf16"), 0)]
-    ours = bits(choices, problems)
-    return {
-        name
-        for name, other in others(choices)
-        if all(map(torch.equal, ours, bits(other, problems)))
-    }
 
 
 @pytest.mark.slow
@@ -123,7 +96,7 @@ def test_jax():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fa2-lazy", "flashinfer", "paper-bf16"])
+@pytest.mark.parametrize("name", ["flashinfer", "paper-bf16"])
 def test_a_recipe_run_as_a_black_box_is_found_again(name):
     def emulated(q, k, v):
         return roundoff.emulate(name, q, k, v).out.to(q.dtype)
@@ -133,6 +106,9 @@ def test_a_recipe_run_as_a_black_box_is_found_again(name):
     assert found.match == 1.0
 
 
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the recipe has AVX-512's 16 lanes"
+)
 def test_softmax_is_explained_by_the_same_code():
     found = explain("torch-softmax", operator="softmax")
     assert found.verdict == "explained by torch"
@@ -150,16 +126,10 @@ def truncated(q, k, v):
     return (out.view(torch.int32) & -65536).view(torch.float32).to(q.dtype)
 
 
-def noisy(q, k, v):
-    out = scaled_dot_product_attention(q.float(), k.float(), v.float())
-    generator = torch.Generator().manual_seed(q.shape[2])
-    return (out * (1 + 0.03 * torch.randn(out.shape, generator=generator))).to(q.dtype)
-
-
-def test_an_output_that_is_cut_off_is_biased():
-    found = explain(truncated)
-    assert found.verdict.startswith("biased")
-    assert found.residue.gain < -1e-3
+def noisy(x):
+    out = x.float().softmax(-1)
+    generator = torch.Generator().manual_seed(x.shape[-1])
+    return (out * (1 + 0.03 * torch.randn(out.shape, generator=generator))).to(x.dtype)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +156,7 @@ def test_nothing_is_certain_of_another_result():
 
 
 def test_errors_that_no_recipe_has_are_sized():
-    found = explain(noisy)
+    found = explain(noisy, operator="softmax")
     assert found.verdict.endswith("times larger than any recipe explains")
     assert found.residue.err_ratio > 3
 
@@ -290,8 +260,10 @@ def test_what_cannot_be_asked(kernel, given, words):
         explain(kernel, **given)
 
 
-def test_what_is_emitted_can_be_run_again(tmp_path):
+def test_an_output_that_is_cut_off_is_biased_and_what_is_emitted_can_be_run_again(tmp_path):
     found = explain(truncated)
+    assert found.verdict.startswith("biased")
+    assert found.residue.gain < -1e-3
     repro, source = emit(found, tmp_path / "repro")
     space = {}
     exec(source.read_text(), space)

@@ -13,7 +13,9 @@ from roundoff.sites import INPUT, OPMATH, Accumulator
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnx", reason="needs the extra onnx")
 
-AVX2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+only_avx512 = pytest.mark.skipif(not AVX512, reason="MLAS has other loops without AVX-512")
+LONG = [pytest.mark.slow, only_avx512]
 CASES = [
     {"seq_len": 1},
     {"seq_len": 1, "kv_len": 300},
@@ -24,8 +26,10 @@ CASES = [
     {"seq_len": 200, "mask": "additive"},
     {"seq_len": 64, "mask": "window:9"},
     {"seq_len": 257, "head_dim": 128, "scale": 0.3},
-    pytest.param({"seq_len": 1024, "head_dim": 64}, marks=pytest.mark.slow),
-    pytest.param({"seq_len": 64, "kv_len": 2048, "head_dim": 64}, marks=pytest.mark.slow),
+    pytest.param({"seq_len": 1024, "head_dim": 64}, marks=[pytest.mark.slow, only_avx512]),
+    pytest.param(
+        {"seq_len": 64, "kv_len": 2048, "head_dim": 64}, marks=[pytest.mark.slow, only_avx512]
+    ),
 ]
 # exp(r) = 1 + r + r^2 (1/2 + ...), from the highest power down: MLAS's polynomial
 MLAS = ("0x1.694p-10", "0x1.125edcp-7", "0x1.555b5ap-5", "0x1.55545p-3", "0x1.fffff6p-2", "1", "1")
@@ -57,6 +61,7 @@ def test_the_recipe_in_fp16(given, draw, match):
     assert match("onnx-cpu", draw("fp16", **given)) >= 0.997
 
 
+@only_avx512
 def test_the_choices_of_the_recipe_are_each_needed(draw, match):
     problem = draw("fp16", seq_len=257, heads=4)
     assert match("onnx-cpu", problem) > 0.997
@@ -76,7 +81,7 @@ def test_a_mask_is_added_before_s_is_rounded(draw, match):
     assert match("onnx-cpu", problem, **rounded_first) < 0.9 < match("onnx-cpu", problem)
 
 
-@pytest.mark.skipif(not AVX2, reason="the order of sums of 16 lanes")
+@only_avx512
 @pytest.mark.parametrize("keys", [16, 24, 33, 100, 121, 256])
 def test_what_remains_of_the_softmax_is_mlas(keys, draw, with_inputs):
     """K and V are the identity: S is Q, and the output is P, with no sum in either product."""
@@ -87,7 +92,7 @@ def test_what_remains_of_the_softmax_is_mlas(keys, draw, with_inputs):
     assert torch.equal(out, softmax_of_mlas(problem.inputs["q"]))
 
 
-@pytest.mark.skipif(not AVX2, reason="the order of sums of 16 lanes")
+@only_avx512
 def test_the_product_takes_128_terms_at_a_time(draw, share):
     """S of one tile and P as MLAS makes them, and its own steps through V: every bit."""
     problem = draw("fp32", heads=1, seq_len=64, kv_len=257, head_dim=128)

@@ -18,6 +18,10 @@ pytest.importorskip("triton", reason="needs the extra triton")
 
 ATTENTION = OPERATORS["attention"]
 KERNEL: Kernel = KERNELS["triton-tutorial"]
+only_avx512 = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="numpy takes the sums of its products in another order",
+)
 CASES = [
     {"seq_len": 1},
     {"seq_len": 33, "head_dim": 16},
@@ -26,7 +30,7 @@ CASES = [
     {"seq_len": 100, "kv_len": 300, "mask": "causal-lower-right", "kv_heads": 1},
     {"seq_len": 150, "mask": "causal", "scale": 0.3},
     {"seq_len": 130, "head_dim": 128, "heads": 1},
-    pytest.param({"seq_len": 64, "kv_len": 2048}, marks=pytest.mark.slow),
+    pytest.param({"seq_len": 64, "kv_len": 2048}, marks=[pytest.mark.slow, only_avx512]),
 ]
 
 

@@ -46,7 +46,10 @@ BLOCK = 2**21
 """Scores held at a time; a block of this many float32 fits a core's share of the cache."""
 
 LEAST_ROWS = 16
-"""A product with fewer rows takes its sums in another order, so few rows get company."""
+"""A product with fewer rows takes its sums in another order, so few rows get company.
+
+In float64 some CPUs also take the rows beyond the last multiple of it in another order.
+"""
 
 
 def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
@@ -60,7 +63,8 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
     recipe = recipe.resolved(storage, head_dim=call.q.shape[-1], causal=call.mask.causal)
     _check(recipe, call)
     wanted = len(call.rows)
-    call = replace(call, rows=_enough(call.rows, call.lengths[0]))
+    wide = recipe.wide or call.q.dtype == torch.float64
+    call = replace(call, rows=_enough(call.rows, call.lengths[0], wide=wide))
     with plain_arithmetic(call.q.device):
         q, k, v = prepare(recipe, call)
         whole = Block(recipe, call, q, k, v, call.rows)
@@ -79,9 +83,9 @@ def attend(recipe: Recipe, call: Call, storage: Format) -> Attention:
         )
 
 
-def _enough(rows: Tensor, q_len: int) -> Tensor:
+def _enough(rows: Tensor, q_len: int, *, wide: bool) -> Tensor:
     """Rows enough for a product: so sampled rows are, bit for bit, the rows of the whole call."""
-    missing = min(LEAST_ROWS, q_len) - len(rows)
+    missing = -len(rows) % LEAST_ROWS if wide else min(LEAST_ROWS, q_len) - len(rows)
     return torch.cat([rows, rows[-1:].expand(missing)]) if len(rows) and missing > 0 else rows
 
 
@@ -134,7 +138,9 @@ def _row_blocks(at: Tensor, q: Tensor, k: Tensor, tile: Tile) -> Iterator[slice]
 def _attend_some(whole: Block, at: slice) -> Attention:
     """A stretch of the rows, with others beside them where they are too few for a product."""
     count = at.stop - at.start
-    here = _enough(torch.arange(at.start, at.stop, device=whole.q.device), whole.call.lengths[0])
+    wide = whole.q.dtype == torch.float64
+    rows = torch.arange(at.start, at.stop, device=whole.q.device)
+    here = _enough(rows, whole.call.lengths[0], wide=wide)
     some = at if len(here) == count else here
     found = _attend_rows(replace(whole, q=whole.q[..., some, :], rows=whole.rows[some]))
     if len(here) == count:
