@@ -5,8 +5,8 @@
 The kernels are plain loops (`tests/attribution/plain.py`), composed of choices drawn by seed: tile,
 format of P, l before or after the cast, base of exp, place of the scale, accumulator, direction,
 normalisation. A place is decidable if another choice there changes a bit on some probe, by the
-kernels alone. `results/independent.json` has what was said of every kernel; a run that was stopped is
-completed by the same command.
+kernels alone. `results/independent.json` has what was said of every kernel; a run that was stopped
+is completed by the same command.
 """
 
 from __future__ import annotations
