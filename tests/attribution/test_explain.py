@@ -23,7 +23,7 @@ from roundoff.subjects import KernelSubject
 from .plain import attention_of, drawn, truth, undecidable
 
 ATTENTION = OPERATORS["attention"]
-KERNELS, GROUPS = 4, 2  # benchmarks/independent.py takes as many as one likes
+KERNELS, GROUPS = 2, 2  # benchmarks/independent.py takes as many as one likes
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_jax():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["flashinfer", "paper-bf16"])
+@pytest.mark.parametrize("name", ["paper-bf16"])
 def test_a_recipe_run_as_a_black_box_is_found_again(name):
     def emulated(q, k, v):
         return roundoff.emulate(name, q, k, v).out.to(q.dtype)

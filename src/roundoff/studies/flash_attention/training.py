@@ -70,7 +70,8 @@ def c7(records: Records) -> Answer:
     if len(rising) == len(flash):
         return Answer("holds", measured, evidence=frame(lines))
     if all(_whole(records, FLASH, m).low > 1 for m in METRICS):
-        where = f"seen as a whole: {len(flash) - len(rising)} stretches may as well be flat"
+        flat = len(flash) - len(rising)
+        where = f"seen as a whole: {flat} stretch{'es' * (flat != 1)} may as well be flat"
         return Answer("holds only if", measured, where, frame(lines))
     return Answer("does not hold", measured, evidence=frame(lines))
 
