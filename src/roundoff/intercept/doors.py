@@ -34,16 +34,16 @@ MORE = ("softcap", "s_aux", "sinks", "position_bias")
 _TORCH: Any = functional.scaled_dot_product_attention
 
 
-class _Standing(threading.local):
-    """Whether the function that stands behind our door is being called, and may call us again."""
+class _Behind(threading.local):
+    """Whether what stands behind torch's door is being called, and may call us again."""
 
     called = False
 
 
-_STANDING = _Standing()
+_BEHIND = _Behind()
 _LOCK = threading.Lock()
-_OWN: dict[str, Any] = {}
-"""What stood in torch's place when the first door was opened."""
+_STANDING: list[Any] = [_TORCH]
+"""What stands behind torch's door: what was in its place when the door was opened."""
 
 
 class _Open:
@@ -87,27 +87,27 @@ def _set_torch() -> None:
     ours = standing in (_of_torch, _seen_of_torch)
     if _TORCH_OPEN.count or _TORCH_SEEN.count:
         if not ours:
-            _OWN["torch"] = standing
+            _STANDING[0] = standing
         functional.scaled_dot_product_attention = _of_torch if _TORCH_OPEN.count else _seen_of_torch
     elif ours:
-        functional.scaled_dot_product_attention = _OWN.get("torch", _TORCH)
+        functional.scaled_dot_product_attention = _STANDING[0]
 
 
 def _behind(*args: Any, **options: Any) -> Tensor:
     """What stands behind our door; from inside of it, torch's own."""
-    if _STANDING.called:
+    if _BEHIND.called:
         return _TORCH(*args, **options)
-    _STANDING.called = True
+    _BEHIND.called = True
     try:
-        return _OWN.get("torch", _TORCH)(*args, **options)
+        return _STANDING[0](*args, **options)
     finally:
-        _STANDING.called = False
+        _BEHIND.called = False
 
 
 def _seen_of_torch(*args: Any, **options: Any) -> Tensor:
-    """Torch's own, which a compiled graph may hold, and outside of one is told of."""
+    """What a compiled graph may hold as it is, and is told of outside of one."""
     if torch.compiler.is_compiling():
-        return _OWN.get("torch", _TORCH)(*args, **options)
+        return _STANDING[0](*args, **options)
     return _of_torch(*args, **options)
 
 

@@ -184,12 +184,12 @@ class Monitor:
 
     def _take(self) -> None:
         """Take in a sampled step; every process of a training comes by, whatever failed in it."""
-        seen, awake = Seen(), self._awake
+        seen = Seen()
         unseen = self._looks_inside() and not self._forwards and not self._led
         found: Any = getattr(self._optimizer, "found_inf", None)  # of a scaler and fused weights
         if found is not None and float(found):
             self.skipped += 1
-            self._drop(awake)
+            self._drop(self._awake)
         self._unhook()
         with undrawn():
             for source in [*self._awake]:

@@ -27,7 +27,7 @@ __all__ = ["MonitorCallback"]
 class MonitorCallback(Attached, Callback):
     """`Trainer(..., callbacks=[MonitorCallback(every=100, to="runs/live")])`.
 
-    Takes `watch`, `every`, `to` and `seed` as `Monitor` does, and attaches to the model and the
+    Takes `watch`, `every` and `to` as `Monitor` does, and attaches to the model and the
     optimizer when the training begins, or goes on from a checkpoint. With `torch_compile`, what
     runs inside the graph cannot be watched. `monitor` has the readings and findings.
 

@@ -32,7 +32,7 @@ __all__ = ["MonitorCallback"]
 class MonitorCallback(Attached, Callback):
     """`Trainer(..., callbacks=[MonitorCallback(every=100, to="runs/live")])`.
 
-    Takes `watch`, `every`, `to` and `seed` as `Monitor` does, and attaches to the LightningModule
+    Takes `watch`, `every` and `to` as `Monitor` does, and attaches to the LightningModule
     and its optimizer when `fit` begins, or goes on from a checkpoint; optimization may be
     automatic or manual. `monitor` has the readings and findings.
 
