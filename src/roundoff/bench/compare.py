@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from roundoff.errors import GoldenError, KernelError, UsageError
-from roundoff.formats import FORMATS, Format, is_representable
+from roundoff.formats import Format, format_of, is_representable
 from roundoff.kernels.settings import kept
 from roundoff.metrics import GOLDEN_MARGIN, METRICS, Deviation, floor, measure_deviation
 
@@ -116,7 +116,7 @@ def compare(
             f"expected {tuple(base.shape)}, the baseline's"
         )
     true = _golden(baseline if golden is None else golden, inputs, x)
-    format, own = _format(x), _format(base)
+    format, own = format_of(x), format_of(base)
     return Comparison(
         measure_deviation(true, base, format=own, cluster_dims=cluster_dims),
         measure_deviation(true, x, format=format, baseline=base, cluster_dims=cluster_dims),
@@ -176,8 +176,4 @@ def _wide(inputs: tuple[Any, ...]) -> Iterator[Any]:
 
 def _is_narrow(true: Tensor, candidate: Tensor) -> bool:
     """Whether golden holds nothing that the candidate's own dtype could not hold."""
-    return bool(is_representable(true, _format(candidate)).all())
-
-
-def _format(x: Tensor) -> Format:
-    return next(f for f in FORMATS.values() if f.dtype == x.dtype)
+    return bool(is_representable(true, format_of(candidate)).all())

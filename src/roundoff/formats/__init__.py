@@ -13,11 +13,12 @@ from roundoff.registry import lazily
 
 if TYPE_CHECKING:
     from roundoff.formats.rounding import round_to
-    from roundoff.formats.spacing import is_representable, to_dtype, ulp
+    from roundoff.formats.spacing import format_of, is_representable, to_dtype, ulp
 
 __all__ = [
     "FORMATS",
     "Format",
+    "format_of",
     "get_format",
     "is_representable",
     "round_to",
@@ -27,6 +28,7 @@ __all__ = [
 
 _PLACES = {
     "round_to": "rounding",
+    "format_of": "spacing",
     "is_representable": "spacing",
     "to_dtype": "spacing",
     "ulp": "spacing",

@@ -10,7 +10,7 @@ from roundoff.formats.catalogue import get_format
 from roundoff.formats.format import Format
 from roundoff.formats.rounding import round_to
 
-__all__ = ["is_representable", "to_dtype", "ulp"]
+__all__ = ["format_of", "is_representable", "to_dtype", "ulp"]
 
 _INFINITY = 0x7FF << 52
 
@@ -85,3 +85,12 @@ def _float64(x: Tensor) -> Tensor:
     signed = torch.where(bits < 0, scaled | torch.iinfo(torch.int64).min, scaled)
     subnormal = (bits & 0x7F800000) == 0
     return torch.where(subnormal, signed, x.to(torch.float64).view(torch.int64)).view(torch.float64)
+
+
+def format_of(x: Tensor) -> Format:
+    """The format in which the numbers of `x` are stored; `UnknownNameError` for integers.
+
+    >>> format_of(torch.ones(1, dtype=torch.bfloat16)).name
+    'bf16'
+    """
+    return get_format(str(x.dtype).removeprefix("torch."))

@@ -22,7 +22,7 @@ from roundoff.errors import (
     UsageError,
     in_one_line,
 )
-from roundoff.formats import FORMATS
+from roundoff.formats import format_of
 from roundoff.intercept.spy import require_event, spy
 from roundoff.kernels.kernel import Kernel, check_outputs
 from roundoff.kernels.settings import kept
@@ -136,7 +136,7 @@ def _problem(
         inputs["mask"] = mask
     if dout is not None:
         inputs["dout"] = dout
-    format = next(f for f in FORMATS.values() if f.dtype == inputs["q"].dtype)
+    format = format_of(inputs["q"])
     # The usual scale is none of its own, so that a function without a parameter for it will do.
     own = None if scale == inputs["q"].shape[-1] ** -0.5 else scale
     return Problem(inputs, format, {"mask": kind, "scale": own})

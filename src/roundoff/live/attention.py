@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from roundoff.formats import FORMATS
+from roundoff.formats import format_of
 from roundoff.intercept.doors import watching_doors
 from roundoff.intercept.running import Told, watching
 from roundoff.kernels.torch_sdpa import backends_enabled, kernel_chosen
@@ -203,10 +203,10 @@ def _observed(kept: _Kept, *, gradients: bool) -> ObservedCall:
     mask = Mask(kind, tensor=kept.mask)
     call = Call(q.to(wide), k.to(wide), v.to(wide), mask, how.scale, kept.rows)
     if not how.exact:
-        return ObservedCall(call, _FORMATS[q.dtype], None)
+        return ObservedCall(call, format_of(q), None)
     wanted = gradients and kept.dout is not None
     return ObservedCall(
-        call, _FORMATS[q.dtype], kept.out,
+        call, format_of(q), kept.out,
         dout=kept.dout if wanted else None,
         gradients=_backward_again(kept) if wanted else None,
         recipe=_recipe_of(how),
@@ -234,6 +234,3 @@ def _backward_again(kept: _Kept) -> Gradients:
         found = autograd.grad(out, leaves, upstream)
     dq, dk, dv = (x[None] if flat else x for x in found)
     return Gradients(dq[:, :, kept.rows], dk, dv)
-
-
-_FORMATS = {f.dtype: f for f in FORMATS.values() if f.dtype is not None}

@@ -23,9 +23,10 @@ from roundoff.live.findings import Findings
 from roundoff.live.ranks import Ranks
 from roundoff.live.setup import INSIDE, check, root_of, sources_of, watches_of
 from roundoff.live.sinks import Sink, sink_at
-from roundoff.live.sources import Seen, Source, is_first
+from roundoff.live.sources import Seen, Source
 from roundoff.live.watch import Watch
 from roundoff.records import Finding, Reading
+from roundoff.state.processes import is_first
 from roundoff.state.random_states import undrawn
 
 __all__ = ["Monitor"]

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from roundoff.live.sources import Key, Seen, is_first
+from roundoff.live.sources import Key, Seen
+from roundoff.state.processes import distributed, is_first
 
 __all__ = ["Ranks"]
 
@@ -20,9 +21,8 @@ class Ranks:
     """
 
     def __init__(self) -> None:
-        distributed: Any = torch.distributed
-        there = distributed.is_available() and distributed.is_initialized()
-        self._distributed = distributed if there and distributed.get_world_size() > 1 else None
+        library = distributed()
+        self._distributed = library if library and library.get_world_size() > 1 else None
         self._group = None
         if self._distributed is not None:
             self._group = self._distributed.new_group(backend="gloo")

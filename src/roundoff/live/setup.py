@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from roundoff.errors import UnsupportedError, UsageError
@@ -16,6 +15,7 @@ from roundoff.live.activations import Activations
 from roundoff.live.attention import AttentionCalls
 from roundoff.live.sources import Source, Tensors
 from roundoff.live.watch import DEFAULT, Watch, load_watches
+from roundoff.state.processes import inner_model
 from roundoff.state.wrappers import unwrapped_name
 
 __all__ = ["INSIDE", "check", "root_of", "sources_of", "watches_of"]
@@ -41,10 +41,9 @@ def check(model: nn.Module, optimizer: Optimizer) -> None:
 
 def root_of(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile's wrapper."""
-    if isinstance(model, DistributedDataParallel):
-        return root_of(cast(Any, model).module)
-    compiled: Any = getattr(model, "_orig_mod", None)
-    return model if compiled is None else root_of(compiled)
+    inner: Any = inner_model(model)
+    inner = getattr(inner, "_orig_mod", inner)
+    return model if inner is model else root_of(inner)
 
 
 def watches_of(watch: Sequence[Watch] | str | Path | None, every: int | None) -> list[Watch]:

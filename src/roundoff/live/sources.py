@@ -18,9 +18,10 @@ from torch.optim import Optimizer
 from roundoff.errors import UnsupportedError
 from roundoff.live.watch import Watch
 from roundoff.metrics.probes import Probe, observe, tensor_probe
+from roundoff.state.processes import is_first
 from roundoff.state.wrappers import unwrapped_name
 
-__all__ = ["Key", "Safely", "Seen", "Source", "Tensors", "in_backward", "is_first", "named_weights"]
+__all__ = ["Key", "Safely", "Seen", "Source", "Tensors", "in_backward", "named_weights"]
 
 
 Safely = Callable[[], contextlib.AbstractContextManager[None]]
@@ -174,13 +175,6 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _sharded(tensor: Tensor) -> bool:
     return type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor"
-
-
-def is_first() -> bool:
-    """Whether this process is the first of its training, or the only one."""
-    distributed: Any = torch.distributed
-    there = distributed.is_available() and distributed.is_initialized()
-    return not there or distributed.get_rank() == 0
 
 
 def in_backward() -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.metrics.direct import DirectError
+from roundoff.state.processes import distributed, inner_model
 
 __all__ = ["of_all_processes", "undistributed"]
 
@@ -19,7 +17,7 @@ def undistributed(model: nn.Module) -> nn.Module:
 
     `UnsupportedError` for weights of which each process holds a part.
     """
-    inner = cast(Any, model).module if isinstance(model, DistributedDataParallel) else model
+    inner = inner_model(model)
     for name, weight in inner.named_parameters():
         if type(weight.data).__name__ == "DTensor" or type(weight).__name__ == "FlatParameter":
             raise UnsupportedError(
@@ -34,17 +32,17 @@ def of_all_processes(error: DirectError, model: nn.Module) -> DirectError:
 
     `UsageError` where they did not sample the same calls.
     """
-    distributed: Any = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    library = distributed()
+    if library is None:
         return error
     group = getattr(model, "process_group", None)
     device = next(iter(model.parameters())).device
     clocks = torch.tensor([*error.clocks().values()][:-1], device=device)
     extremes = torch.cat([clocks, -clocks])
-    distributed.all_reduce(extremes, op=distributed.ReduceOp.MAX, group=group)
+    library.all_reduce(extremes, op=library.ReduceOp.MAX, group=group)
     if not torch.equal(extremes, torch.cat([clocks, -clocks])):
         raise UsageError("processes of one run must sample the same calls; these did not")
     whole = error.copied()
     for tensor in whole.tensors().values():
-        distributed.all_reduce(tensor, group=group)
+        library.all_reduce(tensor, group=group)
     return whole
