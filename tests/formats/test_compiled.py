@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import resource
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba")
@@ -16,15 +17,18 @@ def add_one(x):
 """
 
 
-def from_disk(place, adds=1):
-    """Whether the loop of a module that is imported anew came from the disk."""
-    import numpy as np
-
+def loop_of(place):
+    """The loop of a module that is imported anew, as another process would have it."""
     spec = importlib.util.spec_from_file_location("loops", place)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    made = _compiled.compiled(module.add_one)
-    x = np.zeros(1)
+    return _compiled.compiled(module.add_one)
+
+
+def from_disk(place, adds=1, dtype=np.float64):
+    """Whether the loop came from the disk."""
+    made = loop_of(place)
+    x = np.zeros(1, dtype)
     made(x)
     assert x[0] == adds
     return bool(made.stats.cache_hits)
@@ -35,9 +39,32 @@ def test_a_change_in_another_file_is_seen(tmp_path, monkeypatch):
     place.write_text(SOURCE)
     assert not from_disk(place)
     assert from_disk(place)
-    monkeypatch.setattr(_compiled, "_sources", lambda: "another digest")
+    for name in ("_sources", "_digest"):
+        monkeypatch.setattr(_compiled, name, lambda: "another digest")
     assert not from_disk(place)
     assert from_disk(place)
+
+
+def test_sources_that_changed_while_they_were_imported_are_not_kept(tmp_path, monkeypatch):
+    place = tmp_path / "loops.py"
+    place.write_text(SOURCE)
+    monkeypatch.setattr(_compiled, "_sources", lambda: "what was read first")
+    assert not from_disk(place)
+    assert not from_disk(place)
+
+
+def test_two_processes_that_write_at_once_do_not_swap_their_code(tmp_path):
+    """Both read an index without the other, and the first is the last to write its code."""
+    place = tmp_path / "loops.py"
+    place.write_text(SOURCE)
+    first, second = loop_of(place), loop_of(place)
+    files = [made._cache._cache_file for made in (first, second)]
+    write = files[0]._save_data
+    files[1]._load_index = dict
+    files[0]._save_data = lambda *a: (second(np.zeros(1, np.float32)), write(*a))
+    first(np.zeros(1, np.float64))
+    for dtype in (np.float32, np.float64):
+        from_disk(place, dtype=dtype)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from roundoff.live.integrations.attached import Attached
 from roundoff.live.watch import Watch
 from roundoff.store import Run
 
+from ..exact import same
 from .trainers import (
     ALL,
     STEPS,
@@ -20,7 +21,6 @@ from .trainers import (
     left,
     llama,
     rows,
-    same,
     untouched,
 )
 

@@ -10,6 +10,7 @@ from roundoff.errors import UnsupportedError
 from roundoff.live.integrations.attached import Attached
 from roundoff.live.watch import Watch
 
+from ..exact import same
 from .trainers import (
     ALL,
     STEPS,
@@ -18,7 +19,6 @@ from .trainers import (
     left,
     llama,
     rows,
-    same,
     untouched,
 )
 

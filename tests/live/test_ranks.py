@@ -1,14 +1,11 @@
 """Two processes: the same training under DistributedDataParallel, and sharded by fully_shard."""
 
-import functools
 import json
-import os
 import pathlib
-import socket
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,7 +14,10 @@ from roundoff.live.monitor import Monitor
 from roundoff.live.sources import Tensors
 from roundoff.live.watch import Watch
 
-STEPS, PROCESSES = 4, 2
+from ..exact import same
+from ..several import PROCESSES, in_processes
+
+STEPS = 4
 KINDS = ("parameters", "gradients", "updates", "moments", "activations", "attention")
 ALL = [Watch(of=kind, every=1) for kind in KINDS]
 
@@ -67,10 +67,7 @@ def sharded(model):
     return fully_shard(model)
 
 
-def worker(rank, port, place):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+def worker(rank, place):
     found = {}
     for name, wrap in {"ddp": DistributedDataParallel, "fsdp": sharded}.items():
         found[name] = trained(rank, wrap=wrap, watch=None)
@@ -84,15 +81,10 @@ def worker(rank, port, place):
     activations.observe = lambda *args: (torch.rand(rank), original(*args))[1]
     found["disturbed"] = trained(rank, wrap=DistributedDataParallel, watch=ALL)
     torch.save(found, f"{place}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
-@functools.cache
 def outcome(place):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (port, place), nprocs=PROCESSES)
+    in_processes(worker, place)
     return [torch.load(f"{place}/{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 
@@ -104,10 +96,6 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ranks(place):
     return outcome(place)
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

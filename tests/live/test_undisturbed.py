@@ -16,6 +16,8 @@ from roundoff.live import activations
 from roundoff.live.monitor import Monitor
 from roundoff.live.watch import Watch
 
+from ..exact import same
+
 STEPS = 5
 KINDS = ("parameters", "gradients", "updates", "moments", "activations", "attention")
 ALL = [Watch(of=kind, every=1) for kind in KINDS[:-1]]
@@ -194,16 +196,6 @@ def nothing_left(model, optimizer):
     assert functional.scaled_dot_product_attention is torch._C._nn.scaled_dot_product_attention
     assert not RUNNING.stack
     assert torch.backends.mha.get_fastpath_enabled()
-
-
-def same(a, b):
-    """Bit for bit: NaN equals NaN, and -0 is not 0."""
-
-    def code(t):
-        kind = t is not None and (t.dtype, tuple(t.shape))
-        return kind and (kind, bytes(t.flatten().view(torch.uint8).numpy()))
-
-    return [code(t) for t in a] == [code(t) for t in b]
 
 
 @functools.cache

@@ -57,10 +57,6 @@ def left(model, losses):
     ]
 
 
-def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 def untouched(model):
     """Whether no hook of a monitor is left."""
     hooks = [

@@ -18,6 +18,8 @@ from roundoff.intercept.attention import AttentionFunction
 from roundoff.training.shadow import REDRAWN, Shadow, shadow
 from roundoff.training.variants import AS_IT_IS, attended, autocast, patched, variant
 
+from ..exact import same
+
 STEPS = REDRAWN + 3
 
 
@@ -230,19 +232,6 @@ def trace(loop, model, opened):
 @contextlib.contextmanager
 def without(model):
     yield lambda loss_of, *args: loss_of(model, *args)
-
-
-def same(a, b):
-    """Bit for bit: NaN equals NaN, and -0 is not 0."""
-
-    def code(t):
-        return (
-            None
-            if t is None
-            else (t.dtype, tuple(t.shape), bytes(t.flatten().view(torch.uint8).numpy()))
-        )
-
-    return [code(t) for t in a] == [code(t) for t in b]
 
 
 def shadowing(candidate, kind=Shadow, every=1, kept=None):

@@ -1,13 +1,10 @@
 """Two processes under DistributedDataParallel: the same training, and one verdict for both."""
 
 import contextlib
-import functools
-import os
-import socket
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.nn.functional import mse_loss
 from torch.nn.parallel import DistributedDataParallel
 
@@ -15,7 +12,9 @@ from roundoff.errors import UsageError
 from roundoff.training.shadow import Shadow, shadow
 from roundoff.training.variants import variant
 
-STEPS, PROCESSES = 40, 2
+from ..several import PROCESSES, in_processes
+
+STEPS = 40
 
 
 def shorter(model):
@@ -61,10 +60,7 @@ def plain(model):
     return lambda loss_of, *args: loss_of(model, *args)
 
 
-def worker(rank, port, place):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+def worker(rank, place):
     bare, _, _ = trained(rank, None)
     seen, opened, wrapped = trained(rank, Shadow)
     other, _, _ = trained(rank, Disturbing)
@@ -73,7 +69,6 @@ def worker(rank, port, place):
     unlike = unlike_calls(rank, wrapped)
     found = {"bare": bare, "seen": seen, "other": other, "own": own, "judged": judged}
     torch.save(found | {"unlike": unlike}, f"{place}/{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def unlike_calls(rank, wrapped):
@@ -86,12 +81,8 @@ def unlike_calls(rank, wrapped):
     return str(caught.value)
 
 
-@functools.cache
 def outcome(place):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (port, place), nprocs=PROCESSES)
+    in_processes(worker, place)
     return [torch.load(f"{place}/{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
 

@@ -1,7 +1,6 @@
 """Every reader gives back what the library of its format wrote, block by block."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from roundoff.weights import checkpoint
 from roundoff.weights.readers import open_checkpoint
 from roundoff.weights.readers.tiles import Tile, check_tiles, fill
 
+from ..several import in_processes
 from .conftest import DTYPES, moved, save_dcp, save_sharded, weights
 
 
@@ -134,14 +134,11 @@ def test_what_is_left_out_by_name(tmp_path):
     assert "complex" in open_checkpoint(tmp_path / "a.safetensors").left_out["z"]
 
 
-def _rank(rank, folder, port):
-    import torch.distributed as dist
+def _rank(rank, folder):
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     tensors = weights(dtype=torch.bfloat16)
     ways = {"model.embed.weight": Shard(0), "head.weight": Shard(1)}
@@ -150,16 +147,10 @@ def _rank(rank, folder, port):
         for name, t in tensors.items()
     }
     dcp.save({"model": state, "step": 3}, checkpoint_id=folder)
-    dist.destroy_process_group()
 
 
 def test_dcp_from_two_processes(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (str(tmp_path / "dcp"), port), nprocs=2)
+    in_processes(_rank, str(tmp_path / "dcp"))
     assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
     found = open_checkpoint(tmp_path / "dcp")
     expected = {f"model.{n}": t for n, t in weights(dtype=torch.bfloat16).items()}

@@ -258,7 +258,7 @@ def _best(search: Search) -> Any:
     plain one; the first that gives all bits ends it."""
     easiest = search.groups()[:FIRST]
     known = [search.settled(recipe) for recipe in search.operator.recipes.values()]
-    first, *others = sorted(known, key=lambda r: search.score(r, easiest), reverse=True)[:STARTS]
+    first, *others = search.top(STARTS, known, easiest)
     plain = search.settled(type(first)(name="plain", doc=""))
     found: list[Any] = []
     for start in (first, plain, *others):
@@ -266,7 +266,7 @@ def _best(search: Search) -> Any:
         share = search.score(found[-1]) / len(search.witnesses)
         if share > ALL_BITS or (start is plain and share < HOPELESS):
             break
-    return search.polish(max(found, key=search.score))
+    return search.polish(search.best(found))
 
 
 def _finding(search: Search, recipe: Any, question: Question) -> SiteFinding:
@@ -296,10 +296,12 @@ def _nearest(search: Search, sites: Mapping[str, SiteFinding]) -> tuple[str, dic
             if q.label(settled) not in (sites[q.name].choice, *sites[q.name].equals)
         }
 
-    recipes = search.operator.recipes
-    differences = {name: others(known) for name, known in recipes.items()}
-    near = min(
-        differences,
-        key=lambda n: (len(differences[n]), -search.score(search.settled(recipes[n]))),
-    )
+    differences = {name: others(known) for name, known in search.operator.recipes.items()}
+    fewest = min(map(len, differences.values()))
+    settled = {
+        name: search.settled(search.operator.recipes[name])
+        for name, changes in differences.items() if len(changes) == fewest
+    }  # fmt: skip
+    best = search.best(settled.values())
+    near = next((n for n, recipe in settled.items() if recipe == best), next(iter(settled)))
     return near, differences[near]

@@ -19,6 +19,8 @@ __all__ = ["Search", "Standing"]
 ROUNDS = 5
 BUDGET = 4_000
 """Runs of a recipe on a probe in one climb; more says that the kernel is not in the space."""
+ROUNDED = 1e-9
+"""More than the rounding of a sum of shares, and less than one element is of any probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Search:
     witnesses: Sequence[Witness]
     tell: Callable[[int], None] = lambda _: None
     _scores: dict[tuple[int, Any], float] = field(default_factory=dict[tuple[int, Any], float])
+    _held: dict[int, tuple[Any, Tensor]] = field(default_factory=dict[int, tuple[Any, Tensor]])
 
     def settled(self, recipe: Any) -> Any:
         """A recipe as it stands on the first probe, with its tile put in: where a climb begins."""
@@ -61,15 +64,55 @@ class Search:
 
         Every probe counts alike, however many elements it has.
         """
-        wanted = None if groups is None else set(groups)
         total = 0.0
-        for at, witness in enumerate(self.witnesses):
-            if wanted is None or wanted & set(witness.probe.groups):
-                share = self.share(at, recipe)
-                if share < 0:
-                    return -1.0
-                total += share
+        for at in self._showing(groups):
+            share = self.share(at, recipe)
+            if share < 0:
+                return -1.0
+            total += share
         return total
+
+    def best(self, recipes: Iterable[Any], groups: Iterable[str] | None = None) -> Any:
+        """The first recipe of the highest score; None if there are none, or none can run."""
+        return next(iter(self.top(1, recipes, groups)), None)
+
+    def top(
+        self, count: int, recipes: Iterable[Any], groups: Iterable[str] | None = None
+    ) -> list[Any]:
+        """The recipes of the highest scores, in their order; of equal ones, the first.
+
+        A recipe is run on no further probe once it cannot be among them.
+        """
+        showing = self._showing(groups)
+        found: list[tuple[float, Any]] = []
+        for recipe in recipes:
+            least = found[-1][0] if len(found) == count else -1.0
+            if self._may_exceed(least, recipe, showing):
+                found.append((self.score(recipe, groups), recipe))
+                found = sorted(found, key=lambda pair: -pair[0])[:count]
+        return [recipe for _, recipe in found]
+
+    def _showing(self, groups: Iterable[str] | None) -> list[int]:
+        wanted = None if groups is None else set(groups)
+        return [
+            at for at, witness in enumerate(self.witnesses)
+            if wanted is None or wanted & set(witness.probe.groups)
+        ]  # fmt: skip
+
+    def _may_exceed(self, score: float, recipe: Any, showing: Sequence[int]) -> bool:
+        """Run probes until it is known: those first that were run before, then the small ones."""
+        most = float(len(showing))
+        for at in sorted(showing, key=lambda at: ((at, recipe) not in self._scores, self._size(at))):
+            if most <= score + ROUNDED:
+                return False
+            share = self.share(at, recipe)
+            if share < 0:
+                return False
+            most -= 1 - share
+        return most > score + ROUNDED
+
+    def _size(self, at: int) -> int:
+        return sum(x.numel() for x in self.witnesses[at].problem.inputs.values())
 
     def share(self, at: int, recipe: Any) -> float:
         """The share of the kernel's bits that `recipe` gives on one probe; -1: it cannot run."""
@@ -105,7 +148,7 @@ class Search:
         """
         for _ in range(ROUNDS):
             rivals = [r for q in self.questions for _, r in self._rivals(recipe, q)]
-            best = max((recipe, *rivals), key=self.score)
+            best = self.best((recipe, *rivals))
             if best == recipe:
                 break
             recipe = best
@@ -117,9 +160,7 @@ class Search:
             for group in groups:
                 if len(self._scores) > most:
                     return recipe
-                recipe = max(
-                    (recipe, *self.variants(recipe, group)), key=lambda r: self.score(r, [group])
-                )
+                recipe = self.best((recipe, *self.variants(recipe, group)), [group]) or recipe
             if recipe == before:
                 break
         return recipe
@@ -143,7 +184,8 @@ class Search:
 
     def standings(self, recipe: Any, question: Question) -> list[Standing]:
         """The recipe against the best of those that answer the question otherwise."""
-        return [self._standing(a, recipe, rival) for a, rival in self._rivals(recipe, question)]
+        ours = [self._kept(at, recipe) for at in range(len(self.witnesses))]
+        return [self._standing(a, ours, rival) for a, rival in self._rivals(recipe, question)]
 
     def _rivals(self, recipe: Any, question: Question) -> Iterator[tuple[Label, Any]]:
         """The best recipe for every other answer, whatever it does in the rest of the group."""
@@ -152,16 +194,22 @@ class Search:
             if answer.label == chosen:
                 continue
             rivals = self.variants(recipe, question.group, fixed={question.name: answer})
-            best = max(rivals, key=lambda r: self.score(r, [question.group]), default=None)
-            if best is not None and self.score(best, [question.group]) >= 0:
+            best = self.best(rivals, [question.group])
+            if best is not None:
                 yield answer.label, best
 
-    def _standing(self, label: Label, recipe: Any, other: Any) -> Standing:
+    def _kept(self, at: int, recipe: Any) -> Tensor:
+        """`outputs` of the recipe that all rivals are held to: run once on each probe."""
+        if self._held.get(at, (None,))[0] != recipe:
+            self._held[at] = recipe, self.outputs(recipe, self.witnesses[at])
+        return self._held[at][1]
+
+    def _standing(self, label: Label, ours: Sequence[Tensor], other: Any) -> Standing:
         differ = right = rival = 0
-        for witness in self.witnesses:
-            ours, theirs = (self.outputs(r, witness) for r in (recipe, other))
-            apart = ~same(ours, theirs)
+        for mine, witness in zip(ours, self.witnesses, strict=True):
+            theirs = self.outputs(other, witness)
+            apart = ~same(mine, theirs)
             differ += int(apart.sum())
-            right += int((apart & same(ours, witness.output)).sum())
+            right += int((apart & same(mine, witness.output)).sum())
             rival += int((apart & same(theirs, witness.output)).sum())
         return Standing(label, differ, right, rival)

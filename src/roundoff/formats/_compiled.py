@@ -44,22 +44,35 @@ def _kept(function: Callable[..., Any], **options: bool) -> Any:
 def _mend(disk: Any, file: Any) -> None:
     """Make Numba's cache of one function do what the module says."""
     save = disk.save_overload
+    sources = _sources()
 
     def try_to_save(*compiled: Any) -> None:
-        with contextlib.suppress(OSError):  # a full disk
-            save(*compiled)
+        # Sources that were edited after they were read may have been imported in between.
+        if _digest() == sources:
+            with contextlib.suppress(OSError):  # a full disk
+                save(*compiled)
 
-    disk.save_overload = try_to_save
+    def save_code_first(key: Any, code: Any) -> None:
+        # Numba numbers the code of a function's signatures and writes its index before it: two
+        # processes, or a disk that is full in between, could leave an index that points at
+        # other code. A name for each key, and code before index, leave an index without it.
+        name = hashlib.sha256(repr((file._source_stamp, key)).encode()).hexdigest()[:16]
+        name = file._data_name_pattern.replace("{number:d}", name)
+        file._save_data(name, code)
+        file._save_index(file._load_index() | {key: name})
+
     # Numba looks at the function's own file alone, but its loops hold those that it calls.
-    file._source_stamp = file._source_stamp, _sources()
-    # It writes its index before the code: a disk that is full in between would leave an index of
-    # the new sources beside code of old ones, if both had one name.
-    stamp = hashlib.sha256(repr(file._source_stamp).encode()).hexdigest()[:12]
-    file._data_name_pattern = file._data_name_pattern.replace("{number", stamp + ".{number")
+    file._source_stamp = file._source_stamp, sources
+    file.save, disk.save_overload = save_code_first, try_to_save
 
 
 @cache
 def _sources() -> str:
+    """What the sources were when this process read them first."""
+    return _digest()
+
+
+def _digest() -> str:
     """The digest of all that compiled functions are made of: loops, and their constants."""
     room = Path(__file__).parents[1]
     loops = [p for part in ("formats", "operators") for p in (room / part).rglob("_[!_]*.py")]
