@@ -94,27 +94,44 @@ def test_a_million_bit_patterns_against_ml_dtypes(twin, oracle, name):
     assert_same(oracle.same(ours, theirs), x, ours, theirs)
 
 
-@pytest.mark.parametrize("mode", get_args(Mode))
-@pytest.mark.parametrize("name", [*SMALL, "fp32", "fp64"])
-def test_the_twins_agree_to_the_last_bit(oracle, name, mode):
+def twins(oracle, name, mode, carrier):
+    """What the readable twin gives, and the fast one: into another place, and in place."""
     from roundoff.formats import _torch
 
     fast = pytest.importorskip("roundoff.formats._numba")
-    for carrier in (FLOAT32, FLOAT64):
-        plan = make_plan(get_format(name), carrier, mode, "inf")
-        if plan is None:
-            continue
-        x = torch.from_numpy(oracle.probes(name, carrier.name, 20_000))[:100_000]
-        for part in (x, x[:999]):  # on several threads, and on one
-            out, again = torch.empty_like(part), part.clone()
-            clear = _torch.rounded(part, plan, -0x123456789ABCDEF)
-            torch.set_num_threads(2)
-            fast.round_into(part, out, plan, -0x123456789ABCDEF)
-            fast.round_into(again, again, plan, -0x123456789ABCDEF)
-            torch.set_num_threads(1)
-            integer = torch.int32 if carrier is FLOAT32 else torch.int64
-            assert torch.equal(out.view(integer), clear.view(integer))
-            assert torch.equal(again.view(integer), clear.view(integer))
+    plan = make_plan(get_format(name), carrier, mode, "inf")
+    x = torch.from_numpy(oracle.probes(name, carrier.name, 20_000))[:100_000]
+    out, again = torch.empty_like(x), x.clone()
+    clear = _torch.rounded(x, plan, -0x123456789ABCDEF)
+    fast.round_into(x, out, plan, -0x123456789ABCDEF)
+    fast.round_into(again, again, plan, -0x123456789ABCDEF)
+    integer = torch.int32 if carrier is FLOAT32 else torch.int64
+    return [y.view(integer) for y in (clear, out, again)]
+
+
+ROUNDED = [
+    pytest.param(name, carrier, id=f"{name}-{carrier.name}")
+    for name in [*SMALL, "fp32"]
+    for carrier in (FLOAT32, FLOAT64)
+    if make_plan(get_format(name), carrier, "nearest", "inf")
+]
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize(("name", "carrier"), ROUNDED)
+def test_the_twins_agree_to_the_last_bit(oracle, name, mode, carrier):
+    clear, *fast = twins(oracle, name, mode, carrier)
+    assert all(torch.equal(clear, x) for x in fast)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "stochastic"])
+def test_threads_change_nothing(oracle, mode):
+    torch.set_num_threads(2)
+    try:
+        clear, *fast = twins(oracle, "bf16", mode, FLOAT32)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(clear, x) for x in fast)
 
 
 def test_float64_to_float32_is_what_the_processor_does(twin, oracle):

@@ -102,7 +102,7 @@ class Search:
     def _may_exceed(self, score: float, recipe: Any, showing: Sequence[int]) -> bool:
         """Run probes until it is known: those first that were run before, then the small ones."""
         most = float(len(showing))
-        for at in sorted(showing, key=lambda at: ((at, recipe) not in self._scores, self._size(at))):
+        for at in sorted(showing, key=lambda at: (self._is_new(at, recipe), self._size(at))):
             if most <= score + ROUNDED:
                 return False
             share = self.share(at, recipe)
@@ -110,6 +110,9 @@ class Search:
                 return False
             most -= 1 - share
         return most > score + ROUNDED
+
+    def _is_new(self, at: int, recipe: Any) -> bool:
+        return (at, recipe) not in self._scores
 
     def _size(self, at: int) -> int:
         return sum(x.numel() for x in self.witnesses[at].problem.inputs.values())
