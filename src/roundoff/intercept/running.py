@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from roundoff.intercept.hooks import Hook
 
 __all__ = [
     "RUNNING", "Attend", "Listener", "Told", "compiled_anew", "outside", "running", "uncompiled",
@@ -147,16 +149,19 @@ def running(model: nn.Module, attend: Attend) -> contextlib.AbstractContextManag
     def leave(module: nn.Module, *_: Any) -> None:
         RUNNING.leave(_Entry(module, attend=attend))
 
-    return _marked(model, enter, leave)
+    return _marked(model.modules(), enter, leave)
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module, watch: Listener, *, compiled: bool = True) -> Generator[None]:
+def watching(
+    model: nn.Module, watch: Listener, *, compiled: bool = True, besides: Collection[nn.Module] = ()
+) -> Generator[None]:
     """While a module of `model` runs, `watch` is told of each call, and changes nothing.
 
     With `compiled`, the graph of a compiled model breaks to tell. Without, nothing is told from
     inside a graph, and the graph is what it was; nor are modules in eval mode looked at, whose
-    fused layers then stay what they are.
+    fused layers then stay what they are. A copy of the model that is made meanwhile is not watched.
+    Modules `besides`, and scripted ones, stay as they are.
     """
 
     def enter(module: nn.Module, *_: Any) -> None:
@@ -167,9 +172,9 @@ def watching(model: nn.Module, watch: Listener, *, compiled: bool = True) -> Gen
         if compiled or not torch.compiler.is_compiling():
             RUNNING.leave(_Entry(module, watch=watch))
 
-    hooks = (uncompiled(enter), uncompiled(leave)) if compiled else (enter, leave)
+    hooks = (uncompiled(enter), uncompiled(leave)) if compiled else (Hook(enter), Hook(leave))
     try:
-        with _marked(model, *hooks):
+        with _marked([m for m in model.modules() if m not in besides], *hooks):
             yield
     finally:
         RUNNING.forget(watch)
@@ -177,11 +182,13 @@ def watching(model: nn.Module, watch: Listener, *, compiled: bool = True) -> Gen
 
 @contextlib.contextmanager
 def _marked(
-    model: nn.Module, enter: Callable[..., None], leave: Callable[..., None]
+    modules: Iterable[nn.Module], enter: Callable[..., None], leave: Callable[..., None]
 ) -> Generator[None]:
     hooks: list[Any] = []
     try:
-        for module in model.modules():
+        for module in modules:
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(leave, prepend=True, always_call=True))
         yield

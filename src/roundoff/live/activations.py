@@ -9,6 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from roundoff.errors import in_one_line
+from roundoff.intercept.hooks import Hook
+from roundoff.live.compiled import in_sight
+from roundoff.live.left_out import LeftOut
 from roundoff.live.sources import Safely, Seen, in_backward
 from roundoff.live.watch import Watch
 from roundoff.metrics.probes import Probe, observe, tensor_probe
@@ -19,21 +23,24 @@ __all__ = ["Activations"]
 class Activations:
     """The outputs of modules whose names fit; of several tensors, all as one."""
 
-    def __init__(self, watch: Watch, root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, watch: Watch, root: nn.Module) -> None:
         self.watch, self._root = watch, root
         self.safely: Safely = contextlib.nullcontext
-        self._modules = {name: modules[name] for name in watch.chosen(modules)}
         self._probes: list[Probe[Tensor]] = [
             tensor_probe(name, watch.format) for name in watch.measured
         ]
+        self._left_out = LeftOut(watch.of)
         self._states: dict[str, list[Tensor | None]] = {}
         self._hooks: list[Any] = []
 
     def begin(self, step: int) -> None:  # noqa: ARG002 - attention draws by it
-        """Put the hooks in."""
+        """Put the hooks in, at the modules that there are now."""
         self._states = {}
-        for name, module in self._modules.items():
-            self._hooks.append(module.register_forward_hook(self._hook(name)))
+        for name, module in in_sight(self._root, self.watch, self._left_out).items():
+            try:
+                self._hooks.append(module.register_forward_hook(Hook(self._hook(name))))
+            except RuntimeError as error:  # of a scripted module
+                self._left_out.put(name, in_one_line(error))
 
     def before_update(self) -> None:
         """Nothing to do."""
@@ -45,7 +52,9 @@ class Activations:
         for name, states in self._states.items():
             for probe, state in zip(self._probes, states, strict=True):
                 seen.put("activations", name, probe, state)
+        read = any(state is not None for states in self._states.values() for state in states)
         self.drop()
+        self._left_out.say(read=read)
 
     def drop(self) -> None:
         """Take the hooks out."""
@@ -57,13 +66,19 @@ class Activations:
         def look(_module: nn.Module, _args: Any, output: Any) -> None:
             if torch.compiler.is_compiling() or in_backward() or not self._root.training:
                 return
-            states = self._states.setdefault(name, [None] * len(self._probes))
             with self.safely(), torch.no_grad():
-                for tensor in _floats(output):
-                    states = observe(self._probes, states, tensor)
-                self._states[name] = states
+                self._look(name, output)
 
         return look
+
+    def _look(self, name: str, output: Any) -> None:
+        states = self._states.setdefault(name, [None] * len(self._probes))
+        for tensor in _floats(output):
+            try:
+                states = observe(self._probes, states, tensor)
+            except Exception as error:
+                self._left_out.failed(name, error, tensor)
+        self._states[name] = states
 
 
 def _floats(output: Any) -> Iterator[Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from roundoff.formats import format_of
 from roundoff.intercept.doors import watching_doors
 from roundoff.intercept.running import Told, watching
 from roundoff.kernels.torch_sdpa import backends_enabled, kernel_chosen
-from roundoff.live.sources import Safely, Seen, in_backward
+from roundoff.live.compiled import compiled_names, in_sight
+from roundoff.live.left_out import LeftOut, some
+from roundoff.live.sources import Safely, Seen, in_backward, named_modules
 from roundoff.live.watch import Watch
 from roundoff.operators.attention.backward import Gradients
 from roundoff.operators.attention.call import Call
@@ -25,6 +28,8 @@ from roundoff.operators.attention.observed import ROW_PROBES, ObservedCall
 from roundoff.operators.attention.recipe import Recipe
 
 __all__ = ["AttentionCalls"]
+
+_LOG = logging.getLogger("roundoff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,27 +89,32 @@ class AttentionCalls:
     Of a step with several micro-batches the first is looked at.
     """
 
-    def __init__(self, watch: Watch, root: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, watch: Watch, root: nn.Module) -> None:
         self.watch, self._root = watch, root
         self.safely: Safely = contextlib.nullcontext
-        chosen = watch.chosen(modules)
-        self._names = {modules[name]: name for name in chosen}
         self.places: dict[str, None] = {}
         """Modules that called attention, in the order in which they first did."""
+        self._names: dict[nn.Module, str] = {}
+        self._left_out, self._told = LeftOut(watch.of), set[str]()
         self._turn = 0
         self._doors = contextlib.ExitStack()
         self._kept: dict[str, _Kept] = {}
 
     def begin(self, step: int) -> None:
-        """Open the doors."""
+        """Open the doors, for the modules that there are now."""
         self._kept = {}
         self._dice = torch.Generator().manual_seed(step)
         known, size = [*self.places], self.watch.layers
         first = self._turn * size
         self._wanted = {known[(first + i) % len(known)] for i in range(min(size, len(known)))}
+        seen = in_sight(self._root, self.watch, self._left_out)
+        self._names = {module: name for name, module in seen.items()}
+        every, hidden = named_modules(self._root), compiled_names(self._root)
+        besides = {every[name] for name in hidden}
         with contextlib.ExitStack() as opening:
             opening.enter_context(watching_doors())
-            opening.enter_context(watching(self._root, self._watch, compiled=False))
+            onlooker = watching(self._root, self._watch, compiled=False, besides=besides)
+            opening.enter_context(onlooker)
             self._doors = opening.pop_all()
 
     def before_update(self) -> None:
@@ -126,6 +136,27 @@ class AttentionCalls:
                         continue
                     state = probe.update(probe.init(), call)
                     seen.put("attention", name, probe, state)
+        self._left_out.say(read=bool(kept))
+        self._say_what_is_missing(kept)
+
+    def _say_what_is_missing(self, kept: dict[str, _Kept]) -> None:
+        """Once, where there is nothing to be had."""
+        if not self.places:
+            self._say(
+                "no attention was seen in a sampled step: no module that fits %r called torch's "
+                "scaled_dot_product_attention, or a function registered with transformers",
+                self.watch.names,
+            )
+        if inexact := [name for name, one in kept.items() if not one.how.exact]:
+            self._say(
+                "attention of %s has no error and no ratio: golden does not compute dropout, "
+                "a soft cap, sinks or a bias of positions", some(inexact),
+            )  # fmt: skip
+
+    def _say(self, text: str, what: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            _LOG.warning("monitor: " + text, what)
 
     def drop(self) -> None:
         """Close the doors, and forget."""

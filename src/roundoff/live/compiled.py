@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from roundoff.state.wrappers import unwrapped_name
+from roundoff.live.left_out import LeftOut
+from roundoff.live.sources import named_modules
+from roundoff.live.watch import Watch
 
-__all__ = ["compiled_names"]
+__all__ = ["compiled_names", "has_compiled", "in_sight", "outermost"]
 
 
 def compiled_names(root: nn.Module, wrapper: nn.Module | None = None) -> set[str]:
@@ -21,15 +25,38 @@ def compiled_names(root: nn.Module, wrapper: nn.Module | None = None) -> set[str
     >>> compiled_names(model)
     {'1'}
     """
-    modules: Any = root.named_modules
-    named: dict[str, nn.Module] = dict(modules())
-    whole = wrapper is not None and hasattr(wrapper, "_orig_mod")
+    named = named_modules(root)
+    whole = hasattr(wrapper, "_orig_mod") or _is_compiled(root)
     heads = [name for name, m in named.items() if hasattr(m, "_orig_mod") or _is_compiled(m)]
-    return {
-        unwrapped_name(name)
-        for name in named
-        if whole or any(not head or name == head or name.startswith(head + ".") for head in heads)
-    }
+    return {name for name in named if whole or any(f"{name}.".startswith(f"{h}.") for h in heads)}
+
+
+def in_sight(root: nn.Module, watch: Watch, left_out: LeftOut) -> dict[str, nn.Module]:
+    """The modules that fit, less those that are compiled: they are left out."""
+    hidden = compiled_names(root)
+    fitting = {name: m for name, m in named_modules(root).items() if watch.fits(name)}
+    for name in outermost(name for name in fitting if name in hidden):
+        left_out.put(name, "compiled")
+    return {name: module for name, module in fitting.items() if name not in hidden}
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Of names of modules those that lie in no other of them.
+
+    >>> outermost(["layers.1", "layers.1.fc", "layers.10"])
+    ['layers.1', 'layers.10']
+    """
+    found: list[str] = []
+    for name in names:  # what lies in a module comes behind it
+        if not any(name.startswith(outer + ".") for outer in found[-1:]):
+            found.append(name)
+    return found
+
+
+def has_compiled() -> bool:
+    """Whether torch.compile has made a graph in this process."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")
+    return dynamo is not None and bool(dynamo.counters["frames"]["ok"])
 
 
 def _is_compiled(module: Any) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from roundoff.live.sources import Key, Seen
+from roundoff.live.sources import Key
+from roundoff.metrics.probes import Probe
+from roundoff.records import Reading
 from roundoff.state.processes import distributed, is_first
 
-__all__ = ["Ranks"]
+__all__ = ["Ranks", "States", "fetched", "readings_of"]
+
+States = dict[Key, Tensor]
 
 
 class Ranks:
@@ -27,34 +32,39 @@ class Ranks:
         if self._distributed is not None:
             self._group = self._distributed.new_group(backend="gloo")
 
-    def merged(self, seen: Seen) -> Seen | None:
-        """What all saw, on the CPU, in the first process; None in the others.
-
-        A process whose own part cannot be had sends nothing, and raises when all have met.
-        """
-        states, error = dict[Key, Tensor](), None
-        try:
-            states = _fetched(seen.states)
-        except Exception as problem:
-            error = problem
-        every: list[Any] = [states]
-        if self._distributed is not None:
-            every = [None] * self._distributed.get_world_size(self._group)
-            self._distributed.all_gather_object(every, states, group=self._group)
-        if error is not None:
-            raise error
-        if not is_first():
-            return None
-        merged = Seen({}, seen.probes)
-        for key, state in (pair for each in every for pair in each.items()):
-            known, probe = merged.states.get(key), seen.probes[key.of, key.probe]
-            merged.states[key] = state if known is None else probe.merge(known, state)
-        return merged
+    def gathered(self, states: States) -> list[States] | None:
+        """What each process saw, in the first of them; None in the others. All must come by."""
+        if self._distributed is None:
+            return [states]
+        every: list[Any] = [None] * self._distributed.get_world_size(self._group)
+        self._distributed.all_gather_object(every, states, group=self._group)
+        return every if is_first() else None
 
 
-def _fetched(states: dict[Key, Tensor]) -> dict[Key, Tensor]:
+def readings_of(
+    of: str, step: int, every: Sequence[States], probes: Mapping[tuple[str, str], Probe[Any]]
+) -> list[Reading]:
+    """The numbers of a kind, of all processes: one reading for each thing, and each head of it."""
+    merged: States = {}
+    for key, state in (pair for each in every for pair in each.items()):
+        if key.of == of and (probe := probes.get((of, key.probe))) is not None:
+            known = merged.get(key)
+            merged[key] = state if known is None else probe.merge(known, state)
+    values: dict[tuple[str, bool, int | None], dict[str, float]] = {}
+    for key, state in merged.items():
+        for name, tensor in probes[of, key.probe].values(state).items():
+            numbers: Any = tensor
+            heads: Any = enumerate(numbers.tolist()) if tensor.ndim else [(None, numbers.item())]
+            for head, value in heads:
+                values.setdefault((key.name, key.pooled, head), {})[name] = float(value)
+    return [
+        Reading(step, of, n, found, head, pooled) for (n, pooled, head), found in values.items()
+    ]
+
+
+def fetched(states: States) -> States:
     """All states on the CPU, by one transfer a device."""
-    found: dict[Key, Tensor] = {}
+    found: States = {}
     for device in dict.fromkeys(state.device for state in states.values()):
         here = {key: state for key, state in states.items() if state.device == device}
         flat = torch.cat([state.reshape(-1) for state in here.values()]).cpu()

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from roundoff.errors import UnsupportedError
+from roundoff.live.left_out import LeftOut
 from roundoff.live.watch import Watch
 from roundoff.metrics.probes import Probe, observe, tensor_probe
 from roundoff.state.processes import is_first
 from roundoff.state.wrappers import unwrapped_name
 
-__all__ = ["Key", "Safely", "Seen", "Source", "Tensors", "in_backward", "named_weights"]
+__all__ = [
+    "Key", "Safely", "Seen", "Source", "Tensors", "in_backward", "named_modules", "named_weights",
+]  # fmt: skip
 
 
 Safely = Callable[[], contextlib.AbstractContextManager[None]]
@@ -29,11 +32,12 @@ Safely = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class Key(NamedTuple):
-    """Which state it is: of which kind, of what name, by which probe."""
+    """Which state it is: of which kind, of what name, by which probe; pooled of all that fit."""
 
     of: str
     name: str
     probe: str
+    pooled: bool = False
 
 
 @dataclass
@@ -48,11 +52,13 @@ class Seen:
         default_factory=dict[tuple[str, str], Probe[Any]]
     )
 
-    def put(self, of: str, name: str, probe: Probe[Any], state: Tensor | None) -> None:
+    def put(
+        self, of: str, name: str, probe: Probe[Any], state: Tensor | None, *, pooled: bool = False
+    ) -> None:
         """Take in a state, unless another watch has seen the same."""
         self.probes[of, probe.name] = probe
         if state is not None:
-            self.states.setdefault(Key(of, name, probe.name), state)
+            self.states.setdefault(Key(of, name, probe.name, pooled), state)
 
 
 class Source(Protocol):
@@ -94,42 +100,59 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def named_modules(root: nn.Module) -> dict[str, nn.Module]:
+    """The modules by their names without wrappers; the root is called `model`."""
+    named: Any = root.named_modules
+    return {unwrapped_name(name) or "model": module for name, module in named()}
+
+
 class Tensors:
     """Parameters, gradients, updates or moments: all read behind the optimizer's step."""
 
     def __init__(self, watch: Watch, model: nn.Module, optimizer: Optimizer) -> None:
-        self.watch, self._optimizer = watch, optimizer
+        self.watch, self._model, self._optimizer = watch, model, optimizer
         self.safely: Safely = contextlib.nullcontext
-        weights = named_weights(model)
-        self._weights = {name: weights[name] for name in watch.chosen(weights)}
+        watch.chosen(named_weights(model))
+        self._weights: dict[str, nn.Parameter] = {}
         self._probes = [tensor_probe(name, watch.format) for name in watch.measured]
         self._before: dict[str, Tensor] = {}
+        self._left_out = LeftOut(watch.of)
         self._first = is_first()
 
     def begin(self, step: int) -> None:
         """Nothing to do before the step."""
 
     def before_update(self) -> None:
-        """Keep the weights, where what they move by is asked for."""
+        """See which weights there are now, and keep them where what they move by is asked for."""
+        named = named_weights(self._model)
+        self._weights = {name: named[name] for name in named if self.watch.fits(name)}
         if self.watch.of == "updates":
             self._before = {n: _local(w).detach().clone() for n, w in self._weights.items()}
 
     def end(self, seen: Seen) -> None:
         """Read all of them, each and pooled."""
-        of, pooled = self.watch.of, dict[str, list[Tensor | None]]()
+        of, pooled, names = self.watch.of, dict[str, list[Tensor | None]](), set[str]()
         nothing: list[Tensor | None] = [probe.init() for probe in self._probes]
         for probe in self._probes:
             seen.put(of, "", probe, None)
         for weight_name, weight in self._weights.items():
             for what, tensor in self._tensors(weight_name, weight):
-                states = observe(self._probes, nothing, _local(tensor))
+                name = weight_name + what
+                try:
+                    states = observe(self._probes, nothing, _local(tensor))
+                except Exception as error:
+                    self._left_out.failed(name, error, tensor)
+                    continue
+                names.add(name)
                 for probe, state in zip(self._probes, states, strict=True):
-                    seen.put(of, weight_name + what, probe, state)
+                    seen.put(of, name, probe, state)
                 pooled[what] = self._joined(pooled.get(what, nothing), states)
         for what, states in pooled.items():
-            for probe, state in zip(self._probes, states, strict=True):
-                seen.put(of, self.watch.names + what, probe, state)
+            if (name := self.watch.names + what) not in names:  # a pattern, and not one's own name
+                for probe, state in zip(self._probes, states, strict=True):
+                    seen.put(of, name, probe, state, pooled=True)
         self._before = {}
+        self._left_out.say(read=bool(names))
 
     def _joined(self, a: list[Tensor | None], b: list[Tensor | None]) -> list[Tensor | None]:
         pairs = zip(self._probes, a, b, strict=True)

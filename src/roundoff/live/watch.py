@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import get_format
@@ -52,11 +52,11 @@ class Watch(BaseModel):
     names: str = "*"
     probes: tuple[str, ...] = ()
     format: str | None = None
-    every: int = Field(EVERY, ge=1)
-    start: int = Field(0, ge=0)
-    stop: int | None = None
-    rows: int = Field(16, ge=1)
-    layers: int = Field(1, ge=1)
+    every: int = Field(EVERY, ge=1, strict=True)
+    start: int = Field(0, ge=0, strict=True)
+    stop: int | None = Field(None, strict=True)
+    rows: int = Field(16, ge=1, strict=True)
+    layers: int = Field(1, ge=1, strict=True)
     limit: float = Field(4.0, gt=1)
 
     def __init__(self, **values: Any) -> None:
@@ -65,8 +65,18 @@ class Watch(BaseModel):
         except ValidationError as error:
             raise UsageError(f"watch: {_in_one_line(error)}") from None
 
+    @field_validator("probes", mode="before")
+    @classmethod
+    def _several(cls, probes: Any) -> Any:
+        return (probes,) if isinstance(probes, str) else probes
+
     @model_validator(mode="after")
     def _known(self) -> Watch:
+        if self.stop is not None and self.stop <= self.start:
+            raise UsageError(
+                f"watch of {self.of}: stop is {self.stop} and start {self.start}, which leaves no "
+                "step; expected a stop behind start"
+            )
         known = ROW_PROBES if self.of == "attention" else {**PROBES, **FORMAT_PROBES}
         if self.format is not None:
             get_format(self.format)
@@ -85,6 +95,15 @@ class Watch(BaseModel):
     def measured(self) -> tuple[str, ...]:
         """The probes, by name; the usual ones where none were asked for."""
         return self.probes or (tuple(ROW_PROBES) if self.of == "attention" else _USUAL)
+
+    @property
+    def called(self) -> str:
+        """The kind, and the pattern where there is one.
+
+        >>> Watch(of="gradients").called, Watch(of="gradients", names="layers.*").called
+        ('gradients', "gradients of 'layers.*'")
+        """
+        return self.of if self.names == "*" else f"{self.of} of {self.names!r}"
 
     def samples(self, step: int) -> bool:
         """Whether this step is sampled."""

@@ -12,8 +12,9 @@ __all__ = ["Finding", "Reading"]
 class Reading:
     """The values of one thing at one step.
 
-    `of` is the kind of tensor ("gradients", "attention", ...), `name` the parameter or module (a
-    pattern: all that fits it, as one), `head` a head of attention.
+    `of` is the kind of tensor ("gradients", "attention", ...), `name` the parameter or module,
+    `head` a head of attention. Where it is `pooled`, the name is a pattern: all that fits it, as
+    one.
     """
 
     step: int
@@ -21,11 +22,13 @@ class Reading:
     name: str
     values: dict[str, float]
     head: int | None = None
+    pooled: bool = False
 
     def to_record(self) -> dict[str, Any]:
-        """One flat mapping: step, of, name, head where there is one, and the values."""
+        """One flat mapping: step, of, name, pooled, head where there is one, and the values."""
         head = {} if self.head is None else {"head": self.head}
-        return {"step": self.step, "of": self.of, "name": self.name, **head, **self.values}
+        place = {"of": self.of, "name": self.name, "pooled": self.pooled}
+        return {"step": self.step, **place, **head, **self.values}
 
     @property
     def place(self) -> str:

@@ -41,7 +41,7 @@ def live_figures(rows: Iterable[Row]) -> list[Figure]:
         (_line_of_attention(row, reading), reading)
         for row, reading in seen if reading["of"] == "attention"
     )  # fmt: skip
-    pooled = _points((f"{r['of']} {r['name']}", r) for _, r in seen if "*" in r["name"])
+    pooled = _points((f"{r['of']} {r['name']}", r) for _, r in seen if r.get("pooled"))
     found = [
         _figure("live-attention", "Attention while the model trains", attention, ATTENTION),
         _figure("live-tensors", "Tensors while the model trains", pooled, TENSORS),

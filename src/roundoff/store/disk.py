@@ -7,6 +7,7 @@ there; a crash at any moment leaves at most one line that has no end.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import fcntl
 import os
@@ -19,12 +20,17 @@ from pathlib import Path
 from roundoff.errors import RunError
 
 __all__ = [
-    "PRIVATE_PREFIX", "AppendFile", "check_writable", "disk_errors", "locked", "replace_file",
-    "replacing", "try_lock",
+    "PRIVATE_PREFIX", "AppendFile", "check_writable", "disk_errors", "locked", "moment",
+    "replace_file", "replacing", "try_lock",
 ]  # fmt: skip
 
 PRIVATE_PREFIX = ".roundoff-"  # lock and temporary files; they make no folder a run
 LOCK_SECONDS = 60.0  # how long to wait for another process's lock, held for milliseconds
+
+
+def moment() -> str:
+    """This moment in UTC, as a text that sorts by time and fits into a file's name."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
 
 
 @contextlib.contextmanager

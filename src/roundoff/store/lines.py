@@ -40,7 +40,8 @@ class _Place:
 
 
 class Rows(Mapping[str, Record]):
-    """The records of a folder by id, in the order of file and line.
+    """The records of a folder by id, in the order of file and line; of files, in that of their
+    names, which begin with the time at which they were begun.
 
     Where an id occurs more than once, the first "ok" line counts, else the first "skipped",
     else the first "failed" one. A last line without its newline that is not whole is

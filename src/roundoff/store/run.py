@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from roundoff.errors import RunError, UsageError
 from roundoff.records import SCHEMA
-from roundoff.store import tables
-from roundoff.store.disk import PRIVATE_PREFIX, disk_errors, locked, replace_file
+from roundoff.store import live, tables
+from roundoff.store.disk import PRIVATE_PREFIX, check_writable, disk_errors, locked, replace_file
 from roundoff.store.json import dumps, loads
 from roundoff.store.lines import Record, Rows, check_schema
 from roundoff.store.writer import Writer
@@ -64,6 +64,16 @@ class Run:
         return cls._open(folder, writable=True)
 
     @classmethod
+    def check(cls, path: str | Path) -> None:
+        """Raise, before any work, the `RunError` of `create_or_open`; leave nothing."""
+        folder = Path(path)
+        if (folder / "manifest.json").exists():
+            cls._open(folder, writable=True)
+        else:
+            _check_free(folder)
+        check_writable(folder, folder=True)
+
+    @classmethod
     def _open(cls, folder: Path, *, writable: bool) -> Run:
         if not (folder / "manifest.json").is_file():
             found = (
@@ -97,8 +107,12 @@ class Run:
         return self._rows
 
     def rows(self) -> list[Record]:
-        """The records, nested as they were written."""
-        return list(self.read().values())
+        """The records, nested as they were written.
+
+        Of several trainings that a monitor watched into this run, one that began at a step stands
+        for all from that step on: what it took the place of is in the files, and left out here.
+        """
+        return live.current(self.read().values())
 
     def finished_ids(self) -> set[str]:
         """The ids with an "ok" or "skipped" line; a cell that failed is not finished."""

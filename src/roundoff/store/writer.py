@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from roundoff.errors import RunError
-from roundoff.store.disk import PRIVATE_PREFIX, AppendFile, locked
+from roundoff.store.disk import PRIVATE_PREFIX, AppendFile, locked, moment
 from roundoff.store.json import dumps
 from roundoff.store.leases import Lease
 from roundoff.store.lines import Rows, check_record
@@ -32,7 +32,8 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         host = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40]
-        self.name = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+        # Files are read in the order of their names, and so in that in which they were begun.
+        self.name = f"{moment()}-{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self._folder = folder
         self._rows = Rows(folder)
         self._mine: set[str] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from roundoff.live.monitor import Monitor
-from roundoff.live.sinks import Sink
-from roundoff.live.watch import Watch
+from roundoff.live.setup import To, places_of, watches_of
+from roundoff.live.watch import Of, Watch
 
 __all__ = ["Attached"]
 
@@ -26,14 +26,15 @@ class Attached:
     def __init__(
         self,
         *,
-        watch: Sequence[Watch] | str | Path | None = None,
+        watch: Watch | Sequence[Watch | Of] | str | Path | None = None,
         every: int | None = None,
-        to: Iterable[Sink] | str | Path = (),
+        to: To = None,
     ) -> None:
         super().__init__()
         self.monitor: Monitor | None = None
+        watches_of(watch, every)  # what is wrong is told here, and not when the training begins
         self._watch, self._every = watch, every
-        self._to = to if isinstance(to, str | Path) else [*to]
+        self._to = places_of(to)
 
     def attach(
         self, model: nn.Module, optimizer: Optimizer, *, step: int, compiled: bool = False

@@ -6,20 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roundoff.records import Finding, Reading
-from roundoff.store.disk import AppendFile, check_writable
+from roundoff.store.disk import AppendFile, check_writable, moment
 from roundoff.store.json import dumps
 
 __all__ = ["JsonLines"]
 
 
 class JsonLines:
-    """One line a reading: step, of, name, head, values. A finding's line has `finding` and `why`.
+    """One line a reading: begun, step, of, name, pooled, head, values.
 
-    An existing file is added to. A path that cannot be written is a `RunError`.
+    A finding's line has `finding` and `why`. An existing file is added to: `begun` is when the
+    training was first written, and tells those of one file apart. A path that cannot be written is a `RunError`.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path, self._file = Path(path), None
+        self._path, self._file, self._begun = Path(path), None, ""
         check_writable(self._path)
 
     _file: AppendFile | None
@@ -37,8 +38,8 @@ class JsonLines:
             return
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = AppendFile(self._path)
-        self._file.append("\n".join(map(dumps, lines)))
+            self._file, self._begun = AppendFile(self._path), moment()
+        self._file.append("\n".join(dumps({"begun": self._begun, **line}) for line in lines))
 
     def close(self) -> None:
         """Close the file."""
