@@ -53,6 +53,9 @@ def options():
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--sound", action="store_true", help="plant nothing")
     given = parser.parse_args()
+    for name, least in {"steps": 1, "start": 0, "every": 1}.items():
+        if (value := getattr(given, name)) < least:
+            parser.exit(2, f"{parser.prog}: --{name} is {value}; expected at least {least}\n")
     return given.steps, None if given.sound else given.start, given.every
 
 

@@ -21,6 +21,10 @@ TELLING = {"nonfinite", "amax", "rmse"}
 """Values that say whether there is a NaN or an infinity."""
 
 
+IN_ORDER = {"activations": "output", "attention": "attention"}
+"""Kinds whose readings are in the order in which things ran, and what one of them is called."""
+
+
 def bad_in(reading: Reading) -> bool:
     """Whether there is a NaN or an infinity in what was read."""
     sizes = (reading.values.get(name, 0.0) for name in ("amax", "rmse"))
@@ -47,23 +51,20 @@ class Findings:
         return fresh
 
     def _nonfinite(self, step: int, readings: Sequence[Reading]) -> list[Finding]:
-        """Of each kind the first, in the order in which things ran; again once all is finite."""
+        """Of each kind one, what ran in the model first; again once all of the kind is finite."""
         found: list[Finding] = []
-        for of in dict.fromkeys(reading.of for reading in readings):
-            counts = [(r, bad_in(r)) for r in readings if r.of == of and r.values.keys() & TELLING]
-            bad = next((r for r, is_bad in counts if is_bad), None)
+        kinds = dict.fromkeys(reading.of for reading in readings)
+        for of in sorted(kinds, key=lambda of: of not in IN_ORDER):
+            mine = [
+                r for r in readings if r.of == of and not r.pooled and r.values.keys() & TELLING
+            ]
+            bad = [reading for reading in mine if bad_in(reading)]
             key = ("nonfinite", of)
-            if bad is None and counts:
+            if mine and not bad:
                 self._known.discard(key)
-            elif bad is not None and key not in self._known:
+            elif bad and key not in self._known:
                 self._known.add(key)
-                why = f"the first of the {of} with NaN or infinity"
-                found.append(
-                    Finding(
-                        step, "nonfinite", bad.name, why,
-                        head=bad.head, values=dict(bad.values),
-                    )
-                )  # fmt: skip
+                found.append(_of_nonfinite(step, of, bad, len(mine)))
         return found
 
     def _explained(self, heads: Sequence[Reading]) -> set[tuple[str, str, float]]:
@@ -106,3 +107,13 @@ class Findings:
                     )
                 )  # fmt: skip
         return found
+
+
+def _of_nonfinite(step: int, of: str, bad: Sequence[Reading], total: int) -> Finding:
+    """The first of what ran in order; of other kinds how many, and one of them."""
+    first = bad[0]
+    if of in IN_ORDER:
+        why = f"the first {IN_ORDER[of]} with NaN or infinity"
+    else:
+        why = f"NaN or infinity in {len(bad)} of {total} {of}" + ", this one too" * (len(bad) > 1)
+    return Finding(step, "nonfinite", first.name, why, head=first.head, values=dict(first.values))

@@ -23,7 +23,14 @@ from roundoff.live.compiled import has_compiled
 from roundoff.live.findings import Findings
 from roundoff.live.ranks import Ranks, States, fetched, readings_of
 from roundoff.live.setup import (
-    INSIDE, To, check, first_of, root_of, sinks_of, sources_of, watches_of,
+    INSIDE,
+    To,
+    check,
+    first_of,
+    root_of,
+    sinks_of,
+    sources_of,
+    watches_of,
 )  # fmt: skip
 from roundoff.live.sinks import Sink
 from roundoff.live.sources import Seen, Source

@@ -16,12 +16,15 @@ from roundoff.formats import get_format
 from roundoff.metrics.probes import FORMAT_PROBES, PROBES, tensor_probe
 from roundoff.operators.attention.observed import ROW_PROBES
 
-__all__ = ["DEFAULT", "EVERY", "Of", "Watch", "load_watches"]
+__all__ = ["DEFAULT", "EVERY", "LIMIT", "Of", "Watch", "load_watches"]
 
 Of = Literal["parameters", "gradients", "updates", "moments", "activations", "attention"]
 
 EVERY = 100
 """Steps from one sampled step to the next, unless it is said otherwise."""
+
+LIMIT = 4.0
+"""How often the recipe's error a head may have, unless it is said otherwise."""
 
 _USUAL = ("norm", "amax")
 
@@ -57,7 +60,7 @@ class Watch(BaseModel):
     stop: int | None = Field(None, strict=True)
     rows: int = Field(16, ge=1, strict=True)
     layers: int = Field(1, ge=1, strict=True)
-    limit: float = Field(4.0, gt=1)
+    limit: float = Field(LIMIT, gt=1)
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -16,7 +16,8 @@ class JsonLines:
     """One line a reading: begun, step, of, name, pooled, head, values.
 
     A finding's line has `finding` and `why`. An existing file is added to: `begun` is when the
-    training was first written, and tells those of one file apart. A path that cannot be written is a `RunError`.
+    training was first written, and tells those of one file apart. A path that cannot be written is
+    a `RunError`.
     """
 
     def __init__(self, path: str | Path) -> None:
