@@ -8,11 +8,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from roundoff.formats import FORMATS
 from roundoff.operators.attention.call import Call
+from roundoff.operators.attention.golden import golden
 from roundoff.operators.attention.golden_gradients import golden_gradients
 from roundoff.operators.attention.gradient_noise import gradient_noise
 from roundoff.operators.attention.masks import Mask
 
 ROWS = 48
+
+
+def noise_of(call, dout, storage):
+    return gradient_noise(call, golden(call)[0].lse, dout, FORMATS[storage])
 
 
 def inputs(seed, peaked, kv_heads=4):
@@ -34,9 +39,9 @@ def test_what_float32_is_off_by(peaked, least, causal):
         theirs = torch.autograd.grad(out, leaves, dout)
         mask = Mask("causal" if causal else "none")
         call = Call(q, k, v, mask, 0.25, torch.arange(ROWS))
-        golden, noise = golden_gradients(call, dout), gradient_noise(call, dout, FORMATS["fp32"])
+        right, noise = golden_gradients(call, dout), noise_of(call, dout, "fp32")
         for name, x in zip(("dq", "dk", "dv"), theirs, strict=True):
-            off = (x.double() - getattr(golden, name)).square().mean((-1, -2))
+            off = (x.double() - getattr(right, name)).square().mean((-1, -2))
             ratio = (off / getattr(noise, name).mean((-1, -2))).sqrt()
             assert least < ratio.min(), name
             assert ratio.max() < 2, name
@@ -46,10 +51,10 @@ def test_shared_heads_rows_and_hidden_keys():
     q, k, v, dout = inputs(0, 1.0, kv_heads=2)
     rows = torch.tensor([0, 5, 40])
     call = Call(q, k, v, Mask("causal"), 0.25, rows)
-    noise = gradient_noise(call, dout[:, :, rows], FORMATS["bf16"])
+    noise = noise_of(call, dout[:, :, rows], "bf16")
     assert [tuple(x.shape) for x in (noise.dq, noise.dk, noise.dv)] == [
         (1, 4, 3, 16), (1, 2, ROWS, 16), (1, 2, ROWS, 16)]  # fmt: skip
     assert noise.dk[:, :, 41:].abs().max() == noise.dv[:, :, 41:].abs().max() == 0
     assert noise.dq[:, :, 1:].min() > 0
-    wide = gradient_noise(call, dout[:, :, rows], FORMATS["fp64"])
+    wide = noise_of(call, dout[:, :, rows], "fp64")
     assert math.isclose(float((noise.dq / wide.dq)[0, 0, 1, 0]), 2.0**58, rel_tol=1e-6)

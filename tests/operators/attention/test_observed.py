@@ -148,7 +148,7 @@ def saturated(seed, factor=1.0):
 
 
 def test_what_rounding_alone_may_do_is_no_ratio():
-    """dV of the kernel is up to 17 times as far off as the recipe's, both by next to nothing."""
+    """dV of a head is ten times as far off as the recipe's, both by next to nothing."""
     for seed in range(4):
         seen = saturated(seed)
         golden = seen.golden_gradients.dv
@@ -156,8 +156,8 @@ def test_what_rounding_alone_may_do_is_no_ratio():
             (x.double() - golden).square().mean((0, 2, 3))
             for x in (seen.gradients.dv, seen.predicted_gradients.dv)
         )
-        assert seed != 1 or (off / predicted).amax().sqrt() > 17
+        assert seed != 1 or (off / predicted).amax().sqrt() > 8
         found = values("gradients", seen)
         assert max(max(found[f"{name}_ratio"]) for name in ("dq", "dk", "dv")) < 2
     found = values("gradients", saturated(0, factor=1.03))
-    assert min(min(found[f"{name}_ratio"]) for name in ("dq", "dk", "dv")) > 100
+    assert min(min(found[f"{name}_ratio"]) for name in ("dq", "dk", "dv")) > 50

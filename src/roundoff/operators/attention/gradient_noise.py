@@ -16,24 +16,24 @@ from roundoff.formats import Format
 from roundoff.operators.arithmetic import plain_arithmetic
 from roundoff.operators.attention.backward import Gradients
 from roundoff.operators.attention.call import Call
-from roundoff.operators.attention.golden import golden
 from roundoff.operators.attention.golden_gradients import of_groups
 from roundoff.operators.attention.operands import shared_heads
 
 __all__ = ["gradient_noise"]
 
 
-def gradient_noise(call: Call, dout: Tensor, storage: Format) -> Gradients:
+def gradient_noise(call: Call, lse: Tensor, dout: Tensor, storage: Format) -> Gradients:
     """The square of the error that each element of dQ, dK and dV may have, in float64.
 
     Every product, sum, and argument of the exponential is off by an independent half ulp of float32
-    (of float64 for `storage` that wide). Shapes and rows are those of `golden_gradients`.
+    (of float64 for `storage` that wide). `lse` [B,H,R] is golden's; shapes and rows are those of
+    `golden_gradients`.
     """
     unit = (2.0**-53 if storage.bits > 32 else 2.0**-24) ** 2
     with plain_arithmetic(call.q.device):
         q, dout = call.q.double()[..., call.rows, :], dout.double()
         k, v = (shared_heads(x.double(), q.shape[1]) for x in (call.k, call.v))
-        lse = golden(call, condition=False)[0].lse[..., None]
+        lse = lse.double()[..., None]
         kt, vt = k.transpose(-1, -2), v.transpose(-1, -2)
         s = q @ kt * call.scale
         visible = call.mask.apply(s, call.rows, slice(0, k.shape[-2]), call.lengths)

@@ -65,7 +65,9 @@ class ObservedCall:
     @cached_property
     def noise(self) -> Gradients | None:
         """The squared error that rounding alone may make in each gradient."""
-        return None if self.dout is None else gradient_noise(self.call, self.dout, self.storage)
+        if self.dout is None:
+            return None
+        return gradient_noise(self.call, self.golden.lse, self.dout, self.storage)
 
     @cached_property
     def predicted_gradients(self) -> Gradients | None:
