@@ -5,8 +5,8 @@
 The kernels are plain loops (`tests/attribution/plain.py`), composed of choices drawn by seed: tile,
 format of P, l before or after the cast, base of exp, place of the scale, accumulator, direction,
 normalisation. A place is decidable if another choice there changes a bit on some probe, by the
-kernels alone. `results/independent.json` has what was said of every kernel; a run that was stopped
-is completed by the same command.
+kernels alone. `results/independent.json` has what was said of every kernel, `docs/explain.md` the
+sums; a run that was stopped is completed by the same command.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from measuring import machine
+from record import put
 
 from roundoff import explain
 
@@ -28,7 +29,7 @@ sys.path.insert(0, str(HERE.parent / "tests" / "attribution"))
 
 from plain import attention_of, drawn, truth, undecidable  # noqa: E402
 
-RESULTS = HERE / "results" / "independent.json"
+RESULTS, PAGE = HERE / "results" / "independent.json", HERE.parent / "docs" / "explain.md"
 
 
 def main() -> None:
@@ -43,7 +44,8 @@ def main() -> None:
             known[str(seed)] = seen_through(seed)
             write(known)
         print(seed, known[str(seed)], flush=True)
-    print(json.dumps(total(known), indent=1))
+    put(PAGE, "independent", table(total(known)))
+    print(table(total(known)), end="")
 
 
 def seen_through(seed: int) -> dict[str, Any]:
@@ -66,6 +68,17 @@ def total(known: dict[str, Any]) -> dict[str, Any]:
     counts = ("decidable", "right", "certain of what cannot be decided", "certain and wrong")
     sums = {name: sum(one[name] for one in known.values()) for name in counts}
     return {"kernels": len(known), **sums, "share": sums["right"] / sums["decidable"]}
+
+
+def table(sums: dict[str, Any]) -> str:
+    return "\n".join([
+        "| kernels | decidable places | named rightly | of the rest called certain "
+        "| undecidable places called certain |",
+        "|---|---|---|---|---|",
+        f"| {sums['kernels']} | {sums['decidable']} | {sums['right']} ({sums['share']:.1%}) "
+        f"| {sums['certain and wrong']} | {sums['certain of what cannot be decided']} |",
+        "",
+    ])  # fmt: skip
 
 
 def write(known: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def test_a_damaged_line_costs_only_itself(folder, inside):
 @pytest.mark.slow
 def test_killed_many_times(folder):
     random.seed(11)
-    for _ in range(6):
+    for _ in range(3):
         process = folder.start(*PLAN)
         time.sleep(random.uniform(1.0, 7.0))
         process.kill()

@@ -17,7 +17,7 @@ from roundoff.sites import rewritten
 __all__ = ["Search", "Standing"]
 
 ROUNDS = 5
-BUDGET = 4_000
+BUDGET = 3_000
 """Runs of a recipe on a probe in one climb; more says that the kernel is not in the space."""
 ROUNDED = 1e-9
 """More than the rounding of a sum of shares, and less than one element is of any probe."""

@@ -131,3 +131,33 @@ def test_a_logit_that_is_nan_is_seen():
     seen.call.q[0, 1, 3, 0] = math.nan
     for name, of_heads in values("logits", seen).items():
         assert [math.isnan(x) for x in of_heads] == [False, True, False, False], name
+
+
+def saturated(seed, factor=1.0):
+    """A sound kernel in float32 beside another one's recipe, where rows have one large weight."""
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, dout = (torch.randn(1, 4, 48, 16, generator=generator) for _ in range(4))
+    leaves = [x.requires_grad_() for x in (60 * q, k, v)]
+    out = attention(*leaves, causal=True)
+    gradients = [factor * x for x in torch.autograd.grad(out, leaves, dout)]
+    q, k, v = (x.detach() for x in leaves)
+    call = Call(q, k, v, Mask("causal"), 0.25, torch.arange(48))
+    return ObservedCall(
+        call, FORMATS["fp32"], out.detach(), dout, Gradients(*gradients), RECIPES["torch-math"]
+    )
+
+
+def test_what_rounding_alone_may_do_is_no_ratio():
+    """dV of a head is ten times as far off as the recipe's, both by next to nothing."""
+    for seed in range(4):
+        seen = saturated(seed)
+        golden = seen.golden_gradients.dv
+        off, predicted = (
+            (x.double() - golden).square().mean((0, 2, 3))
+            for x in (seen.gradients.dv, seen.predicted_gradients.dv)
+        )
+        assert seed != 1 or (off / predicted).amax().sqrt() > 8
+        found = values("gradients", seen)
+        assert max(max(found[f"{name}_ratio"]) for name in ("dq", "dk", "dv")) < 2
+    found = values("gradients", saturated(0, factor=1.03))
+    assert min(min(found[f"{name}_ratio"]) for name in ("dq", "dk", "dv")) > 50

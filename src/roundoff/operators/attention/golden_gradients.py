@@ -16,7 +16,7 @@ from roundoff.operators.attention.backward import Gradients
 from roundoff.operators.attention.call import Call
 from roundoff.operators.attention.operands import shared_heads
 
-__all__ = ["golden_gradients"]
+__all__ = ["golden_gradients", "of_groups"]
 
 BLOCK = 2**21
 """Scores held at a time."""
@@ -39,7 +39,7 @@ def golden_gradients(call: Call, dout: Tensor) -> Gradients:
             for at in range(0, max(1, q.shape[-2]), size)
         ]  # fmt: skip
         groups = call.k.shape[1]
-        return Gradients(torch.cat(parts, -2), _of_groups(dk, groups), _of_groups(dv, groups))
+        return Gradients(torch.cat(parts, -2), of_groups(dk, groups), of_groups(dv, groups))
 
 
 def _add_rows(
@@ -63,6 +63,7 @@ def _add_rows(
     return ds @ k
 
 
-def _of_groups(x: Tensor, groups: int) -> Tensor:
+def of_groups(x: Tensor, groups: int) -> Tensor:
+    """[B,H,M,D] of query heads, summed over those that share a key head."""
     shape = x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]
     return x.view(shape).sum(2)

@@ -23,6 +23,7 @@ from roundoff.operators.attention.call import Attention, Call
 from roundoff.operators.attention.engine import attend
 from roundoff.operators.attention.golden import golden
 from roundoff.operators.attention.golden_gradients import golden_gradients
+from roundoff.operators.attention.gradient_noise import gradient_noise
 from roundoff.operators.attention.operands import shared_heads
 from roundoff.operators.attention.recipe import Recipe
 from roundoff.operators.attention.ties import at_one
@@ -60,6 +61,13 @@ class ObservedCall:
     def golden_gradients(self) -> Gradients | None:
         """The gradients in float64."""
         return None if self.dout is None else golden_gradients(self.call, self.dout)
+
+    @cached_property
+    def noise(self) -> Gradients | None:
+        """The squared error that rounding alone may make in each gradient."""
+        if self.dout is None:
+            return None
+        return gradient_noise(self.call, self.golden.lse, self.dout, self.storage)
 
     @cached_property
     def predicted_gradients(self) -> Gradients | None:
@@ -100,29 +108,37 @@ def _values_of_logits(state: Tensor) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def _errors(golden: Tensor, x: Tensor, predicted: Tensor | None, format: Format) -> Tensor:
-    """Sums over one output [H,...]: elements, e^2, e g, g^2, |e| in ulps, e^2 as predicted."""
+def _errors(
+    golden: Tensor, x: Tensor, predicted: Tensor | None, noise: Tensor | None, format: Format
+) -> Tensor:
+    """Sums over one output [H,...].
+
+    Elements, e^2, e g, g^2, |e| in ulps, e^2 as predicted, e^2 that rounding alone may make.
+    """
     g = golden.double().flatten(1)
     e = x.double().flatten(1) - g
     off = torch.full_like(g, math.nan) if predicted is None else predicted.double().flatten(1) - g
-    columns = torch.ones_like(g), e * e, e * g, g * g, e.abs() / ulp(g, format), off * off
+    alone = torch.zeros_like(g) if noise is None else noise.flatten(1)
+    columns = torch.ones_like(g), e * e, e * g, g * g, e.abs() / ulp(g, format), off * off, alone
     return torch.stack([column.sum(1) for column in columns], -1)
 
 
+SUMS = 7
+
+
 def _values_of_errors(state: Tensor) -> dict[str, Tensor]:
-    n, ee, eg, gg, ulps, predicted = state.unbind(-1)
-    return {
-        "rmse": (ee / n).sqrt(), "ulp": ulps / n, "gain": eg / gg,
-        "ratio": (ee / predicted).sqrt(),
-    }  # fmt: skip
+    n, ee, eg, gg, ulps, predicted, noise = state.unbind(-1)
+    # Of two errors below what rounding alone may make, none is told to be the larger.
+    ratio = (torch.maximum(ee, noise) / torch.maximum(predicted, noise)).sqrt()
+    return {"rmse": (ee / n).sqrt(), "ulp": ulps / n, "gain": eg / gg, "ratio": ratio}
 
 
 def _deviation(seen: ObservedCall) -> Tensor:
     heads, width = seen.call.q.shape[1], seen.call.v.shape[-1]
     if seen.out is None:
-        return seen.golden.out.new_zeros(heads, 6)
+        return seen.golden.out.new_zeros(heads, SUMS)
     predicted = None if seen.predicted is None else seen.predicted[0, ..., :width]
-    return _errors(seen.golden.out[0], seen.out[0], predicted, seen.storage)
+    return _errors(seen.golden.out[0], seen.out[0], predicted, None, seen.storage)
 
 
 _GRADIENTS = ("dq", "dk", "dv")
@@ -130,14 +146,14 @@ _GRADIENTS = ("dq", "dk", "dv")
 
 def _gradients(seen: ObservedCall) -> Tensor:
     """The sums of dQ, dK and dV side by side; a group of heads shares those of dK and dV."""
-    heads, golden = seen.call.q.shape[1], seen.golden_gradients
-    if golden is None or seen.gradients is None:
-        return torch.zeros(heads, 18, dtype=torch.float64, device=seen.call.q.device)
-    parts: list[Tensor] = []
+    heads, golden, noise = seen.call.q.shape[1], seen.golden_gradients, seen.noise
+    if golden is None or noise is None or seen.gradients is None:
+        return torch.zeros(heads, 3 * SUMS, dtype=torch.float64, device=seen.call.q.device)
+    of, parts = seen.predicted_gradients, list[Tensor]()
     for name in _GRADIENTS:
         g, x = getattr(golden, name)[0], getattr(seen.gradients, name)[0]
-        of = seen.predicted_gradients
-        sums = _errors(g, x, None if of is None else getattr(of, name)[0], seen.storage)
+        predicted = None if of is None else getattr(of, name)[0]
+        sums = _errors(g, x, predicted, getattr(noise, name)[0], seen.storage)
         parts.append(shared_heads(sums[None], heads)[0])
     return torch.cat(parts, -1)
 
@@ -146,7 +162,7 @@ def _values_of_gradients(state: Tensor) -> dict[str, Tensor]:
     return {
         f"{gradient}_{name}": value
         for i, gradient in enumerate(_GRADIENTS)
-        for name, value in _values_of_errors(state[..., 6 * i : 6 * i + 6]).items()
+        for name, value in _values_of_errors(state[..., SUMS * i : SUMS * (i + 1)]).items()
         if name != "ulp"  # many are 0 in golden, where an ulp is as good as nothing
     }
 
@@ -163,7 +179,7 @@ ROW_PROBES: dict[str, Probe[ObservedCall]] = {
             _deviation, _values_of_errors,
         ),
         Probe[ObservedCall](
-            "gradients", "rmse, gain, ratio of dQ, dK, dV, for the upstream gradient of the rows",
+            "gradients", "of dQ, dK, dV, for the rows' upstream gradient: rmse, gain, ratio",
             _gradients, _values_of_gradients,
         ),
     )
