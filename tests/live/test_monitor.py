@@ -1,5 +1,6 @@
 """What a monitor sees, what it says of it, and that nothing that fails in it reaches a training."""
 
+import dataclasses
 import logging
 import math
 
@@ -16,8 +17,13 @@ from roundoff.intercept.running import RUNNING
 from roundoff.intercept.swap import attention_function, swapped
 from roundoff.live import activations
 from roundoff.live.attention import AttentionCalls
+from roundoff.live.integrations.attached import Attached
 from roundoff.live.monitor import Monitor
+from roundoff.live.sinks import JsonLines
+from roundoff.live.sources import Tensors
 from roundoff.live.watch import Watch, load_watches
+from roundoff.operators.attention.observed import ROW_PROBES
+from roundoff.store.json import loads
 
 RATE = 0.1
 TORCH = functional.scaled_dot_product_attention
@@ -216,8 +222,55 @@ def test_the_first_module_with_a_nan_is_named(net, caplog):
     named = {f.values and (f.name, f.step, f.what) for f in monitor.findings}
     assert ("qkv", 1, "nonfinite") in named
     assert not any(f.name == "first" for f in monitor.findings)
-    assert "qkv: the first of the activations with NaN or infinity" in caplog.text
-    assert caplog.text.count("the first of the activations") == 1
+    assert "qkv: the first output with NaN or infinity" in caplog.text
+    assert caplog.text.count("the first output") == 1
+    bad = [finding for finding in monitor.findings if finding.step == 1]
+    assert [f.name for f in bad][:2] == ["qkv", "model"]  # what ran, and then what came of it
+    assert bad[1].why == "the first attention with NaN or infinity"
+    assert {f.why.partition(",")[0] for f in bad[2:]} == {
+        "NaN or infinity in 6 of 6 gradients", "NaN or infinity in 6 of 6 parameters",
+    }  # fmt: skip
+
+
+# -- what is not seen
+
+
+def stepped(optimizer, loss):
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda net, x: net.forward(x), "never called in it: expected model(...)"),
+        (lambda net, x: net.eval()(x), "called in eval mode only"),
+    ],
+)
+def test_a_step_in_which_the_model_was_not_called(net, call, words, caplog):
+    torch._dynamo.utils.counters.clear()  # whatever was compiled in this process before
+    optimizer = sgd(net)
+    with Monitor(net, optimizer, every=1) as monitor:
+        for step in range(2):
+            stepped(optimizer, call(net, batch(step)).square().mean())
+            assert {r.of for r in monitor.readings} == {"gradients", "parameters"}
+        assert len(caplog.records) == 1
+        assert f"attention were not seen in step 0; the model was {words}" in caplog.text
+        stepped(optimizer, net.train()(batch()).square().mean())
+    assert {r.of for r in monitor.readings} > {"activations", "attention"}
+
+
+def test_where_attention_gives_nothing_it_is_said_once(caplog):
+    class Dropping(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    watching(nn.Sequential(nn.Linear(8, 8)), 2, watch=["attention"], every=1)
+    watching(Dropping(8, 2, dropout=0.5, batch_first=True), 2, watch=["attention"], every=1)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "no attention was seen" in first
+    assert "attention of model has no error and no ratio" in second
 
 
 # -- faults
@@ -238,10 +291,41 @@ def test_a_probe_that_raises_is_switched_off_once(net, kind, monkeypatch, caplog
         monitor = watching(net, 3, watch=watch)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), bare.parameters(), strict=True))
     assert len(caplog.records) == 1
-    assert f"{kind} failed and is switched off" in caplog.text
+    assert f"{kind}: switched off after an error" in caplog.text
     nothing_left(net, sgd(net))
     assert "ValueError: no such thing" in caplog.text
     assert {r.of for r in monitor.readings} == {"gradients"}
+
+
+def test_a_state_that_cannot_be_had_costs_its_own_kind(net, monkeypatch, caplog):
+    """Where it fails, on its way to the CPU or as a number, the others are read."""
+    watch = [Watch(of=kind, every=1) for kind in ("gradients", "parameters", "attention")]
+
+    class Poisoned(torch.Tensor):
+        def reshape(self, *_):
+            raise RuntimeError("poisoned")
+
+    end = Tensors.end
+
+    def poisoned(self, seen):
+        end(self, seen)
+        if self.watch.of == "parameters":
+            key, state = seen.states.popitem()
+            seen.states[key] = state.as_subclass(Poisoned)
+
+    def worthless(state):
+        raise ValueError("worthless")
+
+    monkeypatch.setattr(Tensors, "end", poisoned)
+    logits = dataclasses.replace(ROW_PROBES["logits"], values=worthless)
+    monkeypatch.setitem(ROW_PROBES, "logits", logits)
+    monitor = watching(net, 3, watch=watch)
+    assert {r.of for r in monitor.readings} == {"gradients"}
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("monitor: parameters: switched off")
+    assert "poisoned" in first
+    assert second.startswith("monitor: attention: switched off")
+    assert "worthless" in second
 
 
 def test_a_sink_that_raises_is_switched_off(net, caplog):
@@ -374,6 +458,8 @@ def test_shapes_of_torchs_own_modules():
         ({"of": "gradients", "rows": 3}, "it has no 'rows'"),
         ({"of": "gradients", "format": "fp99x"}, "unknown format"),
         ({"of": "gradients", "every": 0, "start": -1}, "every is 0.*start is -1"),
+        ({"of": "gradients", "every": "5"}, "every is '5': input should be a valid integer"),
+        ({"of": "gradients", "start": 10, "stop": 5}, "stop is 5 and start 10"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(net, fields, words):
@@ -392,6 +478,56 @@ def test_models_and_optimizers_that_do_not_fit(net):
         Monitor(net, sgd(net), watch=[Watch(of="gradients")], every=3)
     with pytest.raises(UsageError, match="watch is empty"):
         Monitor(net, sgd(net), watch=[])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"every": 0}, "every is 0: input should be greater"),
+        ({"every": "5"}, "every is '5': input should be a valid integer"),
+        ({"every": 2.5}, r"every is 2\.5: input should be a valid integer"),
+        ({"first_step": -3}, "first_step is -3; expected an integer of at least 0"),
+        ({"watch": ["gradient"]}, "of is 'gradient'"),
+        ({"watch": [3]}, "watch has 3; expected a Watch"),
+        ({"to": [3]}, "to has 3; expected a path, or an object with write"),
+        ({"to": 3}, "to has 3"),
+        ({"to": [JsonLines]}, "to has <class.*expected a path, or an object with write"),
+    ],
+)
+def test_options_are_checked_before_anything_is_changed(net, options, words):
+    optimizer = sgd(net)
+    with pytest.raises(UsageError, match=words) as caught:
+        Monitor(net, optimizer, **options)
+    assert "\n" not in str(caught.value)
+    nothing_left(net, optimizer)
+    if "first_step" not in options:
+        with pytest.raises(UsageError, match=words):
+            Attached(**options)
+
+
+def test_a_constructor_that_is_interrupted_leaves_nothing(net, monkeypatch, tmp_path):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AttentionCalls, "begin", stopped)
+    optimizer = sgd(net)
+    with pytest.raises(KeyboardInterrupt):
+        Monitor(net, optimizer, to=tmp_path / "run")
+    nothing_left(net, optimizer)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_meant_is_taken(net, tmp_path):
+    lines = tmp_path / "a.jsonl"
+    ways = [str(lines), [str(lines)], [lines], JsonLines(lines), [JsonLines(lines)], None]
+    watch = Watch(of="gradients", probes="norm", every=1)
+    for i, to in enumerate(ways, 1):
+        monitor = watching(net, 1, watch=watch, to=to)
+        assert {r.of for r in monitor.readings} == {"gradients"}
+        found = {loads(line)["begun"] for line in lines.read_text().splitlines()}
+        assert len(found) == min(i, 5)
+    for watch in ("moments", ["moments"]):
+        assert watching(net, 1, watch=watch, every=2)._watches == [Watch(of="moments", every=2)]
 
 
 def test_a_place_that_cannot_be_written(net, tmp_path):

@@ -120,6 +120,7 @@ def test_the_first_process_knows_all_and_writes(ranks, place, how):
     assert second == []
     lines = (pathlib.Path(place) / f"{how}-0.jsonl").read_text("utf-8").splitlines()
     written = [json.loads(line) for line in lines]
+    assert len({line.pop("begun") for line in written}) == 1
     assert written[-len(first) :] == first
     assert len(written) == STEPS * len(first)
     assert not (pathlib.Path(place) / f"{how}-1.jsonl").exists()

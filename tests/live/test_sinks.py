@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import resource
 import socket
@@ -26,7 +27,7 @@ from roundoff.store.json import loads
 
 READINGS = [
     Reading(3, "gradients", "fc.weight", {"norm": math.inf, "nonfinite": 1.0}),
-    Reading(3, "gradients", "*", {"norm": math.inf, "nonfinite": 1.0}),
+    Reading(3, "gradients", "*", {"norm": math.inf, "nonfinite": 1.0}, pooled=True),
     Reading(3, "attention", "layers.1.attn", {"rmse": 1e-7, "ratio": 1.0}, head=0),
     Reading(3, "attention", "layers.1.attn", {"rmse": math.nan, "ratio": math.nan}, head=1),
     Reading(3, "attention", "layers.1.attn", {"rmse": 1e-3, "ratio": 9e4}, head=2),
@@ -51,8 +52,11 @@ def test_lines(tmp_path):
     filled(sink_at(tmp_path / "new" / "live.jsonl"))
     lines = [loads(line) for line in (tmp_path / "new" / "live.jsonl").read_text().splitlines()]
     assert len(lines) == len(READINGS) + 2
-    assert lines[0] == {"step": 3, "of": "gradients", "name": "fc.weight", "norm": math.inf,
-                        "nonfinite": 1.0}  # fmt: skip
+    begun = {line.pop("begun"): line["step"] for line in lines}
+    assert sorted(begun.items()) == [*begun.items()]  # two trainings can be told apart
+    assert [*begun.values()] == [3, 4]
+    assert lines[0] == {"step": 3, "of": "gradients", "name": "fc.weight", "pooled": False,
+                        "norm": math.inf, "nonfinite": 1.0}  # fmt: skip
     assert lines[3]["head"] == 1
     assert math.isnan(lines[3]["ratio"])
     assert lines[5]["finding"] == "deviation"
@@ -73,6 +77,63 @@ def test_a_run(tmp_path):
     assert found.values.tolist() == [[3, "deviation", "layers.1.attn", 2, "error of out", 9e4]]
     empty = Run.create_or_open(tmp_path / "empty", manifest={})
     assert empty.sql("select count(*) as n from findings")["n"].tolist() == [0]
+
+
+def norms(path):
+    live = Run.open(path).sql("select step, norm from live where pooled order by step")
+    return [*zip(live["step"], live["norm"], strict=True)]
+
+
+def written(path, steps, norm):
+    sink = sink_at(path)
+    for step in steps:
+        sink.write(step, [Reading(step, "gradients", "*", {"norm": norm}, pooled=True)],
+                   FINDINGS if step == 4 else [])  # fmt: skip
+    sink.close()
+
+
+def test_a_training_that_goes_on_stands_for_what_it_does_again(tmp_path, caplog):
+    """Whatever the random part of the files' names is."""
+    pytest.importorskip("duckdb")
+    for i in range(4):
+        path = tmp_path / str(i)
+        written(path, (0, 2, 4, 6), 1.0)
+        written(path, (4, 6), 2.0)
+        assert norms(path) == [(0, 1.0), (2, 1.0), (4, 2.0), (6, 2.0)]
+    assert len(caplog.records) == 4
+    assert "has a training with steps up to 6 already; from step 4 on" in caplog.text
+    findings = Run.open(path).sql("select f.begun = l.begun as same from findings f, live l "
+                                  "where l.step = 6")  # fmt: skip
+    assert findings["same"].tolist() == [True]
+    assert len(Run.open(path).read()) == 6  # the lines stay
+    caplog.clear()
+    written(path, (8,), 2.0)
+    assert caplog.records == []
+    written(path, (0, 5), 3.0)  # another one, or the same from the beginning: no mixture
+    assert norms(path) == [(0, 3.0), (5, 3.0)]
+
+
+class Draws:
+    def write(self, step, readings, findings):
+        torch.rand(1)
+
+    def close(self):
+        torch.rand(1)
+        random.random()
+
+
+def test_a_sink_that_draws_is_not_noticed():
+    states = []
+    for to in ((), [Draws()]):
+        random.seed(0)
+        trained(2, to)
+        states.append((torch.get_rng_state().tolist(), random.getstate()))
+    assert states[0] == states[1]
+
+
+def test_nothing_is_written_before_the_first_reading(tmp_path):
+    RunDirectory(tmp_path / "new" / "run")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -96,19 +157,14 @@ class Tty(io.StringIO):
         return True
 
 
-def test_a_table_where_there_is_no_terminal():
+def test_lines_where_there_is_no_terminal():
     file = io.StringIO()
-    filled(Terminal(file=file, heads=2))
-    text = file.getvalue()
-    assert "\x1b" not in text
-    assert "\r" not in text
-    assert max(map(len, text.splitlines())) <= 100
-    first = text[: text.index("step 4")]
-    assert "gradients   *    norm inf" in first
-    assert "fc.weight" not in first  # all are one row
-    heads = [line.split()[0] for line in first.splitlines() if line.startswith(" layers")]
-    assert heads == ["layers.1.attn[1]", "layers.1.attn[2]"]  # a NaN is worst
-    assert "1 finding\nstep 3: layers.1.attn, head 2: error of out\n" in first
+    filled(Terminal(file=file))
+    assert file.getvalue().splitlines() == [
+        "step 3: gradients norm inf, worst head layers.1.attn[1] no ratio",  # a NaN is worst
+        "step 3: layers.1.attn, head 2: error of out",
+        "step 4: gradients norm inf",
+    ]
 
 
 def test_a_table_in_a_terminal_stays_in_place(monkeypatch):
@@ -117,13 +173,21 @@ def test_a_table_in_a_terminal_stays_in_place(monkeypatch):
     file, before = Tty(), (sys.stdout, sys.stderr)
     sink = Terminal(file=file)
     for step in (3, 4):
-        sink.write(step, READINGS, FINDINGS)
+        sink.write(step, READINGS, FINDINGS[: step - 3])
     sink.close()
     assert (sys.stdout, sys.stderr) == before
     shown = screen(file.getvalue())
     assert next(line for line in shown if line.startswith("step ")) == "step 4"
     assert sum("tensors" in line for line in shown) == 1
     assert max(map(len, shown)) <= 70
+    text = "\n".join(shown)
+    assert "gradients   *    norm inf" in text
+    assert "fc.weight" not in text  # all are one row
+    heads = [line for line in shown if line.startswith(" layers")]
+    assert [line.split()[0][-2] for line in heads] == ["1", "2", "0"]  # a NaN is worst
+    assert ["in a row" in line for line in heads] == [False, True, False]
+    assert "2 in a row" in heads[1]
+    assert "found: beyond 4 at 2 samples in a row\n1 finding\nstep 3: layers.1.attn" in text
 
 
 def screen(text):
@@ -249,8 +313,9 @@ def test_a_full_disk_costs_the_sink_alone(tmp_path, caplog):
     assert all(torch.equal(a, b) for a, b in zip(weights, trained(40, ())[0], strict=True))
     assert monitor.readings[0].step == 39
     said = [record.getMessage() for record in caplog.records]
-    assert sorted(line.split()[1] for line in said) == ["JsonLines", "RunDirectory", "TensorBoard"]
-    assert all("is switched off; the training goes on" in line for line in said)
+    sources = sorted(line.split()[1] for line in said)
+    assert sources == ["JsonLines:", "RunDirectory:", "TensorBoard:"]
+    assert all("switched off after an error, and the training goes on" in line for line in said)
     assert all("File too large" in line for line in said)
     run = Run.open(tmp_path / "run")
     assert 0 < len(run.rows()) < 40

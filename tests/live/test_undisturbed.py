@@ -1,5 +1,6 @@
 """A training does not see its monitor: all that it leaves is bit for bit what it was without."""
 
+import contextlib
 import functools
 import random
 
@@ -268,7 +269,7 @@ dynamo_warns = pytest.mark.filterwarnings(  # of its own
 
 @dynamo_warns
 @pytest.mark.parametrize(("backend", "inner"), [("inductor", False), ("aot_eager", True)])
-def test_compiled_models(backend, inner):
+def test_compiled_models(backend, inner, caplog):
     """Also where the monitor was given the model inside, and does not know that it is compiled."""
     make = functools.partial(Plain, torch.bfloat16)
 
@@ -290,6 +291,7 @@ def test_compiled_models(backend, inner):
     # Once it has seen that it sees nothing, a monitor that was not told takes its hooks out.
     assert (graphs, watched_graphs) == (1, 2 if inner else 1)
     assert {reading.of for reading in monitor.readings} == {w.of for w in OUTSIDE}
+    assert ("it runs inside a torch.compile graph" in caplog.text) == inner
 
 
 @dynamo_warns
@@ -307,6 +309,35 @@ def test_what_a_graph_hides_is_refused_by_name():
     compiled = torch.compile(model)
     with Monitor(compiled, optimizer) as monitor:
         assert {source.watch.of for source in monitor._sources} == {"parameters", "gradients"}
+
+
+@dynamo_warns
+def test_by_default_only_what_is_compiled_is_left_out(caplog):
+    graphs = torch._dynamo.utils.counters["stats"]
+
+    def trained(watched):
+        torch.compiler.reset()
+        graphs.clear()
+        model = built(lambda: nn.Sequential(nn.Linear(8, 16), Block(0.0), Block(0.0)))
+        model[1].compile(backend="aot_eager")
+        optimizer = torch.optim.AdamW(model.parameters())
+        monitor = Monitor(model, optimizer, every=2) if watched else contextlib.nullcontext()
+        with monitor:
+            for i in range(3):
+                model(torch.ones(2, 6, 8) * i).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return [*model.parameters()], graphs["unique_graphs"], monitor
+
+    weights, graph, _ = trained(False)
+    found, watched_graph, monitor = trained(True)
+    assert same(weights, found)
+    assert graph == watched_graph == 1
+    seen = {(r.of, r.name) for r in monitor.readings}
+    assert {("activations", "0"), ("activations", "2.qkv"), ("attention", "2")} <= seen
+    assert not {name for _, name in seen} & {"1", "1.qkv"}
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"monitor: {of}: left out 1 (compiled)" for of in ("activations", "attention")]
 
 
 # -- planted disturbances: what the comparisons above must see

@@ -32,7 +32,8 @@ def test_a_line_is_a_kernel_where_kernels_were_watched():
 
 
 def test_the_page_of_a_monitors_run(tmp_path):
-    norms = [{"step": s, "of": "gradients", "name": "*", "norm": 1.0 + s} for s in range(4)]
+    pooled = {"of": "gradients", "name": "*", "pooled": True}
+    norms = [{"step": s, **pooled, "norm": 1.0 + s} for s in range(4)]
     rows = [line([reading(s, 0, math.nan if s == 2 else 1e-8), norms[s]]) for s in range(4)]
     run = write_run(tmp_path / "run", rows, manifest={"command": "monitor"})
     page, *pictures = write_report(run)

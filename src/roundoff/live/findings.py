@@ -53,8 +53,7 @@ class Findings:
     def _nonfinite(self, step: int, readings: Sequence[Reading]) -> list[Finding]:
         """Of each kind one, what ran in the model first; again once all of the kind is finite."""
         found: list[Finding] = []
-        kinds = dict.fromkeys(reading.of for reading in readings)
-        for of in sorted(kinds, key=lambda of: of not in IN_ORDER):
+        for of in dict.fromkeys([*IN_ORDER, *(reading.of for reading in readings)]):
             mine = [
                 r for r in readings if r.of == of and not r.pooled and r.values.keys() & TELLING
             ]

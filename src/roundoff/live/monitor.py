@@ -277,7 +277,9 @@ class Monitor:
 
     def _fetched(self, seen: Sequence[tuple[Source, Seen]]) -> States:
         """All states on the CPU; where that fails, those of each source that does not."""
-        together = {k: s for _, part in reversed(seen) for k, s in part.states.items()}
+        together: States = {}
+        for key, state in (pair for _, part in seen for pair in part.states.items()):
+            together.setdefault(key, state)
         try:
             return fetched(together)
         except Exception:
