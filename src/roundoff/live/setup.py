@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.live.activations import Activations
 from roundoff.live.attention import AttentionCalls
-from roundoff.live.compiled import compiled_names
+from roundoff.live.compiled import compiled_names, outermost
+from roundoff.live.left_out import some
 from roundoff.live.sinks import Sink, sink_at
 from roundoff.live.sources import Source, Tensors, named_modules
 from roundoff.live.watch import DEFAULT, Of, Watch, load_watches
@@ -120,8 +121,10 @@ def sources_of(
                 "graph, and watching would make that another graph; watch gradients, parameters, "
                 "updates or moments, or a model that is not compiled"
             )
-        if inside == chosen:
-            _LOG.warning("monitor: %s: left out, the model is compiled", watch.of)
+        # The door of attention is one for the process: graphs made without it are made anew.
+        if inside and (inside == chosen or watch.of == "attention"):
+            names = some(outermost(inside))
+            _LOG.warning("monitor: %s: left out (compiled: %s)", watch.of, names)
         else:
             source = Activations if watch.of == "activations" else AttentionCalls
             found.append(source(watch, root))
