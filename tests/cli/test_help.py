@@ -1,10 +1,12 @@
 """Help is instant: it loads no library."""
 
+import runpy
 import subprocess
 import sys
 
 import pytest
 
+import roundoff
 from roundoff.cli import main
 
 LIBRARIES = {"torch", "numpy", "pandas", "numba", "duckdb", "altair", "pydantic", "mpmath"}
@@ -33,3 +35,11 @@ def test_the_help_of_bench(capsys):
     for option in ("--kernel", "--recipe", "--format", "--shard", "--json", "--dry-run"):
         assert option in out
     assert not err
+
+
+def test_the_package_is_the_command_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["roundoff", "--version"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("roundoff", run_name="__main__")
+    assert not caught.value.code
+    assert capsys.readouterr().out.strip() == roundoff.__version__

@@ -162,6 +162,13 @@ class TestReading:
         (run.path / "cells-0.jsonl").write_text(json.dumps(line("a", n=0)) + "\n")
         assert [row["n"] for row in run.rows()] == [row["n"] for row in Run.open(run.path).rows()]
 
+    def test_of_writers_the_one_that_was_begun_first_counts(self, run):
+        """Whatever the random ends of their names are."""
+        for cell in "abcdef":
+            for n in (1, 2):
+                append(run, line(cell, n=n))
+        assert [row["n"] for row in run.rows()] == [1] * 6
+
     def test_a_failed_cell_is_not_finished(self, run):
         append(run, line("a", status="failed"), line("b"))
         assert run.finished_ids() == {"b"}

@@ -6,6 +6,7 @@ sources.py      parameters, gradients, updates, moments
 activations.py  outputs of modules
 attention.py    calls of attention, and the shadow golden
 compiled.py     what cannot be watched
+left_out.py     what cannot be read
 ranks.py        several processes
 findings.py     what stands out
 sinks/          where readings go, one file each
