@@ -1,6 +1,5 @@
 """Help is instant: it loads no library."""
 
-import runpy
 import subprocess
 import sys
 
@@ -37,9 +36,7 @@ def test_the_help_of_bench(capsys):
     assert not err
 
 
-def test_the_package_is_the_command_too(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["roundoff", "--version"])
-    with pytest.raises(SystemExit) as caught:
-        runpy.run_module("roundoff", run_name="__main__")
-    assert not caught.value.code
-    assert capsys.readouterr().out.strip() == roundoff.__version__
+def test_the_package_is_the_command_too():
+    command = [sys.executable, "-m", "roundoff", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == roundoff.__version__

@@ -163,6 +163,6 @@ def test_an_unusual_tensor_is_left_out_by_name(caplog):
     assert "monitor: gradients: left out table.weight (sparse)" in caplog.text
     assert "monitor: gradients: left out turn (complex)" in caplog.text
     assert "monitor: parameters: left out turn (complex)" in caplog.text
-    assert "monitor: activations: left out scripted" in caplog.text
+    assert "monitor: activations: left out scripted (scripted)" in caplog.text
     assert "switched off" not in caplog.text
     assert len(caplog.records) == 5  # each once; and that there is no attention

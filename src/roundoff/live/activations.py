@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from roundoff.errors import in_one_line
 from roundoff.intercept.hooks import Hook
 from roundoff.live.compiled import in_sight
 from roundoff.live.left_out import LeftOut
@@ -37,10 +36,10 @@ class Activations:
         """Put the hooks in, at the modules that there are now."""
         self._states = {}
         for name, module in in_sight(self._root, self.watch, self._left_out).items():
-            try:
+            if isinstance(module, torch.jit.ScriptModule):
+                self._left_out.put(name, "scripted")
+            else:
                 self._hooks.append(module.register_forward_hook(Hook(self._hook(name))))
-            except RuntimeError as error:  # of a scripted module
-                self._left_out.put(name, in_one_line(error))
 
     def before_update(self) -> None:
         """Nothing to do."""

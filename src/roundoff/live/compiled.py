@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -12,7 +11,7 @@ from roundoff.live.left_out import LeftOut
 from roundoff.live.sources import named_modules
 from roundoff.live.watch import Watch
 
-__all__ = ["compiled_names", "has_compiled", "in_sight", "outermost"]
+__all__ = ["compiled_names", "has_compiled", "in_sight"]
 
 
 def compiled_names(root: nn.Module, wrapper: nn.Module | None = None) -> set[str]:
@@ -35,22 +34,9 @@ def in_sight(root: nn.Module, watch: Watch, left_out: LeftOut) -> dict[str, nn.M
     """The modules that fit, less those that are compiled: they are left out."""
     hidden = compiled_names(root)
     fitting = {name: m for name, m in named_modules(root).items() if watch.fits(name)}
-    for name in outermost(name for name in fitting if name in hidden):
+    for name in (name for name in fitting if name in hidden):
         left_out.put(name, "compiled")
     return {name: module for name, module in fitting.items() if name not in hidden}
-
-
-def outermost(names: Iterable[str]) -> list[str]:
-    """Of names of modules those that lie in no other of them.
-
-    >>> outermost(["layers.1", "layers.1.fc", "layers.10"])
-    ['layers.1', 'layers.10']
-    """
-    found: list[str] = []
-    for name in names:  # what lies in a module comes behind it
-        if not any(name.startswith(outer + ".") for outer in found[-1:]):
-            found.append(name)
-    return found
 
 
 def has_compiled() -> bool:

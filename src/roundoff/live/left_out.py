@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roundoff.errors import in_one_line
 
-__all__ = ["LeftOut", "some"]
+__all__ = ["LeftOut", "outermost", "some"]
 
 _LOG = logging.getLogger("roundoff")
 
@@ -47,8 +47,21 @@ class LeftOut:
         if errors and not read:
             raise errors[0]
         for why in dict.fromkeys(fresh.values()):
-            names = some(name for name, reason in fresh.items() if reason == why)
-            _LOG.warning("monitor: %s: left out %s (%s)", self._of, names, why)
+            names = outermost(name for name, reason in fresh.items() if reason == why)
+            _LOG.warning("monitor: %s: left out %s (%s)", self._of, some(names), why)
+
+
+def outermost(names: Iterable[str]) -> list[str]:
+    """Of names of modules those that lie in no other of them.
+
+    >>> outermost(["layers.1", "layers.1.fc", "layers.10"])
+    ['layers.1', 'layers.10']
+    """
+    found: list[str] = []
+    for name in names:  # what lies in a module comes behind it
+        if not any(name.startswith(outer + ".") for outer in found[-1:]):
+            found.append(name)
+    return found
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

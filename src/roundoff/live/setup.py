@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from roundoff.errors import UnsupportedError, UsageError
 from roundoff.live.activations import Activations
 from roundoff.live.attention import AttentionCalls
-from roundoff.live.compiled import compiled_names, outermost
-from roundoff.live.left_out import some
+from roundoff.live.compiled import compiled_names
+from roundoff.live.left_out import outermost, some
 from roundoff.live.sinks import Sink, sink_at
 from roundoff.live.sources import Source, Tensors, named_modules
 from roundoff.live.watch import DEFAULT, Of, Watch, load_watches
