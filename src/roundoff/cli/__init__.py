@@ -33,6 +33,7 @@ _HELP = {
     "ablate": "Restore each rounding site to exact: which causes which share of the deviation.",
     "train": "Train a baseline and arms that differ in one thing each, and compare their weights.",
     "diff": "Compare two checkpoints of any size and format, or a series of them.",
+    "spikes": "Find where the loss or the gradient norm of a training's log spiked.",
     "report": "Write a run as one self-contained HTML page and as pictures.",
     "list": "Show formats, recipes, kernels, workloads, arms and the like, and what runs here.",
 }
@@ -72,6 +73,10 @@ is):
     roundoff diff runs/baseline/final runs/flash/final --base runs/init -o compared
 
     roundoff diff step-100.pt step-200.pt step-300.pt --against previous
+""",
+    "spikes": """    roundoff spikes output/checkpoint-500/trainer_state.json
+
+    roundoff spikes metrics.csv --rule median:limit=6 --rule absolute:limit=20
 """,
     "ablate": """Parameters of the operator are options too, as in `bench`, with one value each.
 

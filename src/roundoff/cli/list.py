@@ -13,8 +13,8 @@ from roundoff.cli.terminal import print_json, print_table
 __all__ = ["list_command"]
 
 Kind = Literal[
-    "formats", "recipes", "kernels", "inputs", "parameters", "metrics", "probes", "workloads",
-    "arms", "studies", "all",
+    "formats", "recipes", "kernels", "inputs", "parameters", "metrics", "probes", "rules",
+    "workloads", "arms", "studies", "all",
 ]  # fmt: skip
 Row = dict[str, Any]
 
@@ -31,8 +31,8 @@ def list_command(
     Parameters
     ----------
     kind:
-        formats, recipes, kernels, inputs, parameters, metrics, probes, workloads, arms, studies,
-        or all.
+        formats, recipes, kernels, inputs, parameters, metrics, probes, rules, workloads, arms,
+        studies, or all.
     operator:
         Only what belongs to this operator.
     json:
@@ -141,6 +141,19 @@ def _probes(operator: str | None) -> list[Row]:
     ]
 
 
+def _rules(operator: str | None) -> list[Row]:
+    from roundoff.live.rules import RULES  # noqa: PLC0415
+
+    def usual(fields: dict[str, Any]) -> str:
+        kept = {name: field.default for name, field in fields.items() if not field.is_required()}
+        return ", ".join(f"{name}={value}" for name, value in kept.items())
+
+    return [
+        {"name": name, "a spike is": rule.doc, "unless said otherwise": usual(rule.model_fields)}
+        for name, rule in RULES.items()
+    ]
+
+
 def _workloads(operator: str | None) -> list[Row]:
     from roundoff.workloads import WORKLOADS  # noqa: PLC0415
 
@@ -170,6 +183,7 @@ _LISTS: dict[str, Callable[[str | None], list[Row]]] = {
     "parameters": _parameters,
     "metrics": _metrics,
     "probes": _probes,
+    "rules": _rules,
     "workloads": _workloads,
     "arms": _arms,
     "studies": _studies,

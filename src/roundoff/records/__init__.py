@@ -4,6 +4,7 @@ from roundoff.records.cell import Cell, SubjectName
 from roundoff.records.environment import Environment
 from roundoff.records.measurement import SCHEMA, Measurement
 from roundoff.records.reading import Finding, Reading
+from roundoff.records.spike import Spike
 from roundoff.records.verdict import Verdict
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Finding",
     "Measurement",
     "Reading",
+    "Spike",
     "SubjectName",
     "Verdict",
 ]
