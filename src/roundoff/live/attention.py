@@ -16,9 +16,9 @@ from roundoff.formats import format_of
 from roundoff.intercept.doors import watching_doors
 from roundoff.intercept.running import Told, watching
 from roundoff.kernels.torch_sdpa import backends_enabled, kernel_chosen
-from roundoff.live.compiled import compiled_names, in_sight
+from roundoff.live.compiled import compiled_modules, in_sight
 from roundoff.live.left_out import LeftOut, some
-from roundoff.live.sources import Safely, Seen, in_backward, named_modules
+from roundoff.live.sources import Safely, Seen, in_backward
 from roundoff.live.watch import Watch
 from roundoff.operators.attention.backward import Gradients
 from roundoff.operators.attention.call import Call
@@ -109,8 +109,7 @@ class AttentionCalls:
         self._wanted = {known[(first + i) % len(known)] for i in range(min(size, len(known)))}
         seen = in_sight(self._root, self.watch, self._left_out)
         self._names = {module: name for name, module in seen.items()}
-        every, hidden = named_modules(self._root), compiled_names(self._root)
-        besides = {every[name] for name in hidden}
+        besides = compiled_modules(self._root)
         with contextlib.ExitStack() as opening:
             opening.enter_context(watching_doors())
             onlooker = watching(self._root, self._watch, compiled=False, besides=besides)

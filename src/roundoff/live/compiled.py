@@ -11,23 +11,32 @@ from roundoff.live.left_out import LeftOut
 from roundoff.live.sources import named_modules
 from roundoff.live.watch import Watch
 
-__all__ = ["compiled_names", "has_compiled", "in_sight"]
+__all__ = ["compiled_modules", "compiled_names", "has_compiled", "in_sight"]
+
+
+def compiled_modules(root: nn.Module, wrapper: nn.Module | None = None) -> set[nn.Module]:
+    """The modules in `root` that are compiled, or lie in one that is.
+
+    `wrapper` is what was made of `root`; where that is torch.compile's, all are.
+    """
+    if hasattr(wrapper, "_orig_mod"):
+        return {*root.modules()}
+    heads = [m for m in root.modules() if hasattr(m, "_orig_mod") or _is_compiled(m)]
+    return {module for head in heads for module in head.modules()}
 
 
 def compiled_names(root: nn.Module, wrapper: nn.Module | None = None) -> set[str]:
-    """The names of modules in `root` that are compiled, or lie in one that is.
+    """The names of those modules.
 
-    `wrapper` is what was made of `root`; where that is torch.compile's, all are.
-
-    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1))
     >>> model[1].compile()
-    >>> compiled_names(model)
-    {'1'}
+    >>> model[2] = torch.compile(model[2])
+    >>> sorted(compiled_names(model))
+    ['1', '2']
     """
-    named = named_modules(root)
-    whole = hasattr(wrapper, "_orig_mod") or _is_compiled(root)
-    heads = [name for name, m in named.items() if hasattr(m, "_orig_mod") or _is_compiled(m)]
-    return {name for name in named if whole or any(f"{name}.".startswith(f"{h}.") for h in heads)}
+    hidden = compiled_modules(root, wrapper)
+    return {name for name, module in named_modules(root).items() if module in hidden}
 
 
 def in_sight(root: nn.Module, watch: Watch, left_out: LeftOut) -> dict[str, nn.Module]:
