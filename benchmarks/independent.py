@@ -44,6 +44,7 @@ def main() -> None:
             known[str(seed)] = seen_through(seed)
             write(known)
         print(seed, known[str(seed)], flush=True)
+    RESULTS.with_suffix(".md").write_text(table(total(known)), "utf-8")
     put(PAGE, "independent", table(total(known)))
     print(table(total(known)), end="")
 

@@ -179,7 +179,7 @@ ROW_PROBES: dict[str, Probe[ObservedCall]] = {
             _deviation, _values_of_errors,
         ),
         Probe[ObservedCall](
-            "gradients", "of dQ, dK, dV, for the rows' upstream gradient: rmse, gain, ratio",
+            "gradients", "rmse, gain, ratio of dQ, dK, dV, for the upstream gradient of the rows",
             _gradients, _values_of_gradients,
         ),
     )
