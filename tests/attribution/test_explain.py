@@ -23,7 +23,7 @@ from roundoff.subjects import KernelSubject
 from .plain import attention_of, drawn, truth, undecidable
 
 ATTENTION = OPERATORS["attention"]
-QUICK = 2, 4, 5, 13  # benchmarks/independent.py takes as many as one likes
+QUICK = 4, 5, 13  # benchmarks/independent.py takes as many as one likes
 
 
 @pytest.fixture(autouse=True)

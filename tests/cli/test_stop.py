@@ -5,8 +5,6 @@ import random
 import signal
 import time
 
-import pytest
-
 SMALL = ("--heads", 1, "--head-dim", 8, "--jobs", 1)
 PLAN = (
     "bench", "--recipe", "fa2,paper-bf16,jax-xla", "--kernel", "torch-cpu-flash", *SMALL,
@@ -45,10 +43,10 @@ def test_ctrl_c_and_the_same_command_again(folder):
 def test_killed_at_any_moment(folder):
     """Also while a line is being written, and before the first."""
     random.seed(7)
-    for least in (0, 1, 17):
+    for least in (0, 0, 1, 17):
         process = folder.start(*PLAN)
         wait_for_lines(folder, process, least)
-        time.sleep(random.uniform(0, 2.5 if least == 0 else 0.05))
+        time.sleep(random.uniform(0, 6 if least == 0 else 0.05))
         process.kill()
         process.communicate(timeout=60)
     folder.run(*PLAN)
@@ -74,15 +72,3 @@ def test_a_damaged_line_costs_only_itself(folder, inside):
     files = sorted((folder.path / "run").glob("cells-*.jsonl"), key=lambda p: p == file)
     assert len(files) == 2
     assert len(files[0].read_text().splitlines()) == 1  # the one that was lost
-
-
-@pytest.mark.slow
-def test_killed_many_times(folder):
-    random.seed(11)
-    for _ in range(3):
-        process = folder.start(*PLAN)
-        time.sleep(random.uniform(1.0, 7.0))
-        process.kill()
-        process.communicate(timeout=60)
-    folder.run(*PLAN)
-    check_complete(folder)
