@@ -42,11 +42,16 @@ def places(dice, count, after=60, apart=80):
     return [int(after + apart * i + dice.integers(0, 20)) for i in first]
 
 
-def single(dice):
-    x, at = loss(dice), places(dice, 3)
+def lifted(dice, x, low, high):
+    """Single steps, up by a factor."""
+    at = places(dice, 3)
     for i in at:
-        x[i] *= dice.uniform(1.6, 5)
+        x[i] *= dice.uniform(low, high)
     return x, [(i, i) for i in at]
+
+
+def single(dice):
+    return lifted(dice, loss(dice), 1.6, 5)
 
 
 def decaying(dice):
@@ -73,10 +78,7 @@ def diverging(dice):
 
 
 def norms(dice):
-    x, at = norm(dice), places(dice, 3)
-    for i in at:
-        x[i] *= dice.uniform(6, 100)
-    return x, [(i, i) for i in at]
+    return lifted(dice, norm(dice), 6, 100)
 
 
 def not_finite(dice):

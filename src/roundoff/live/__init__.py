@@ -5,6 +5,7 @@ watch.py        what is watched, from Python or TOML
 sources.py      parameters, gradients, updates, moments
 activations.py  outputs of modules
 attention.py    calls of attention, and the shadow golden
+fields.py       what is wrong with what a user gave
 compiled.py     what cannot be watched
 left_out.py     what cannot be read
 ranks.py        several processes

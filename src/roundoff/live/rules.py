@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roundoff.errors import UnknownNameError, UsageError
+from roundoff.live.fields import what_is_wrong
 from roundoff.records import Spike
 
 __all__ = [
@@ -63,7 +64,7 @@ class Rule(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UsageError(f"rule {self.name}: {_in_one_line(error, type(self))}") from None
+            raise UsageError(f"rule {self.name}: {what_is_wrong(error, type(self))}") from None
 
     @abstractmethod
     def bound(self, past: Sequence[float]) -> float:
@@ -254,15 +255,3 @@ def find(series: str, values: Iterable[tuple[int, float]], *rules: Rule) -> list
 def _largest(values: Iterable[float]) -> float:
     """The largest; NaN before all else."""
     return max(values, key=lambda x: (math.isnan(x), x))
-
-
-def _in_one_line(error: ValidationError, kind: type[Rule]) -> str:
-    def one(found: Any) -> str:
-        place = ".".join(map(str, found["loc"]))
-        if found["type"] == "extra_forbidden":
-            return str(UnknownNameError("field", place, kind.model_fields))
-        if found["type"] == "missing":
-            return f"{place} is missing"
-        return f"{place} is {found['input']!r}: {found['msg'].lower()}"
-
-    return "; ".join(one(found) for found in error.errors())

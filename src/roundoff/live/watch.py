@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from roundoff.errors import UnknownNameError, UsageError
 from roundoff.formats import get_format
+from roundoff.live.fields import what_is_wrong
 from roundoff.metrics.probes import FORMAT_PROBES, PROBES, tensor_probe
 from roundoff.operators.attention.observed import ROW_PROBES
 
@@ -66,7 +67,7 @@ class Watch(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise UsageError(f"watch: {_in_one_line(error)}") from None
+            raise UsageError(f"watch: {what_is_wrong(error, type(self))}") from None
 
     @field_validator("probes", mode="before")
     @classmethod
@@ -168,13 +169,3 @@ def _from_table(path: str | Path, number: int, shared: dict[str, Any], row: Any)
         return Watch(**{**shared, **row})
     except UsageError as error:
         raise UsageError(f"{path}, [[watch]] {number}: {error}") from None
-
-
-def _in_one_line(error: ValidationError) -> str:
-    def one(found: Any) -> str:
-        place = ".".join(map(str, found["loc"])) or "watch"
-        if found["type"] == "extra_forbidden":
-            return str(UnknownNameError("field", place, Watch.model_fields))
-        return f"{place} is {found['input']!r}: {found['msg'].lower()}"
-
-    return "; ".join(one(found) for found in error.errors())
